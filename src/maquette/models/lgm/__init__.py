@@ -1,0 +1,1 @@
+"""models/lgm of maquette."""

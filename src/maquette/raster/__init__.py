@@ -1,0 +1,1 @@
+"""raster of maquette."""
