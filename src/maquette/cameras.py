@@ -40,9 +40,7 @@ class Cameras:
     def __post_init__(self) -> None:
         lead = tuple(self.world_to_camera.shape[:-2])
         if tuple(self.world_to_camera.shape[-2:]) != (4, 4):
-            raise InvalidInputError(
-                f"world_to_camera must be [..., 4, 4], got {list(self.world_to_camera.shape)}"
-            )
+            raise InvalidInputError(f"world_to_camera must be [..., 4, 4], got {list(self.world_to_camera.shape)}")
         if tuple(self.intrinsics.shape) != (*lead, 3, 3):
             raise InvalidInputError(f"intrinsics must be {[*lead, 3, 3]}, got {list(self.intrinsics.shape)}")
         if self.world_to_camera.device != self.intrinsics.device:
@@ -103,16 +101,14 @@ class Cameras:
 
     def rays(self) -> tuple[Tensor, Tensor]:
         """Origins and unit directions through every pixel centre, both `[..., H, W, 3]`, in the world."""
-        kwargs = {"device": self.device, "dtype": self.intrinsics.dtype}
-        y, x = torch.meshgrid(
-            torch.arange(self.height, **kwargs) + 0.5, torch.arange(self.width, **kwargs) + 0.5, indexing="ij"
-        )
+        device, dtype = self.device, self.intrinsics.dtype
+        rows = torch.arange(self.height, device=device, dtype=dtype) + 0.5
+        columns = torch.arange(self.width, device=device, dtype=dtype) + 0.5
+        y, x = torch.meshgrid(rows, columns, indexing="ij")
         focal_x, focal_y = self.intrinsics[..., 0, 0, None, None], self.intrinsics[..., 1, 1, None, None]
         center_x, center_y = self.intrinsics[..., 0, 2, None, None], self.intrinsics[..., 1, 2, None, None]
-        local = torch.stack(
-            torch.broadcast_tensors((x - center_x) / focal_x, (y - center_y) / focal_y, x.new_ones(())),
-            dim=-1,
-        )
+        local_x = (x - center_x) / focal_x
+        local = torch.stack([local_x, (y - center_y) / focal_y, torch.ones_like(local_x)], dim=-1)
         rotation = self.camera_to_world[..., :3, :3]  # [..., 3, 3]
         directions = torch.einsum("...ij,...hwj->...hwi", rotation, local)
         directions = directions / directions.norm(dim=-1, keepdim=True).clamp_min(1e-10)
@@ -156,9 +152,7 @@ class Cameras:
         if radius <= 0:
             raise InvalidInputError(f"radius must be > 0, got {radius}")
         azimuth = torch.as_tensor(azimuths_deg, dtype=torch.float64).reshape(-1).deg2rad()
-        elevation = (
-            torch.as_tensor(elevations_deg, dtype=torch.float64).reshape(-1).deg2rad().expand_as(azimuth)
-        )
+        elevation = torch.as_tensor(elevations_deg, dtype=torch.float64).reshape(-1).deg2rad().expand_as(azimuth)
         if bool((elevation.abs() > math.pi / 2 + 1e-9).any()):
             raise InvalidInputError(f"elevations_deg must lie in [-90, 90], got {elevations_deg}")
         cos_e, sin_e, cos_a, sin_a = elevation.cos(), elevation.sin(), azimuth.cos(), azimuth.sin()
@@ -193,6 +187,4 @@ def intrinsics_from_fov(fov_deg: float, height: int, width: int) -> Tensor:
     if not 0.0 < fov_deg < 180.0:
         raise InvalidInputError(f"fov_deg must lie in (0, 180) degrees, got {fov_deg}")
     focal_px = 0.5 * height / math.tan(math.radians(fov_deg) / 2)
-    return torch.tensor(
-        [[focal_px, 0.0, width / 2], [0.0, focal_px, height / 2], [0.0, 0.0, 1.0]], dtype=torch.float64
-    )
+    return torch.tensor([[focal_px, 0.0, width / 2], [0.0, focal_px, height / 2], [0.0, 0.0, 1.0]], dtype=torch.float64)

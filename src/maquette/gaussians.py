@@ -82,7 +82,7 @@ class Gaussians:
         """Degree of the spherical harmonics, or None when `colors` are plain colours."""
         if self.colors.ndim == self.means.ndim:
             return None
-        return int(round(self.colors.shape[-2] ** 0.5)) - 1
+        return round(self.colors.shape[-2] ** 0.5) - 1
 
     @property
     def device(self) -> torch.device:
@@ -104,9 +104,7 @@ class Gaussians:
     def __getitem__(self, index: int | slice) -> Gaussians:
         """Indexes the first batch dimension."""
         if not self.batch_shape:
-            raise InvalidInputError(
-                "these Gaussians have no batch dimension to index; use select() for a subset"
-            )
+            raise InvalidInputError("these Gaussians have no batch dimension to index; use select() for a subset")
         return self.map(lambda t: t[index])
 
     def select(self, keep: Tensor) -> Gaussians:

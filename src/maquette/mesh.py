@@ -64,9 +64,7 @@ class Mesh:
         if self.vertices.ndim != 2 or self.vertices.shape[1] != 3 or not self.vertices.is_floating_point():
             raise InvalidInputError(f"vertices must be float [N, 3], got {list(self.vertices.shape)}")
         if self.faces.ndim != 2 or self.faces.shape[1] != 3 or self.faces.dtype != torch.int64:
-            raise InvalidInputError(
-                f"faces must be int64 [M, 3], got {self.faces.dtype} {list(self.faces.shape)}"
-            )
+            raise InvalidInputError(f"faces must be int64 [M, 3], got {self.faces.dtype} {list(self.faces.shape)}")
         count = int(self.vertices.shape[0])
         if self.faces.numel() and (int(self.faces.min()) < 0 or int(self.faces.max()) >= count):
             raise InvalidInputError(f"faces must index the {count} vertices, found an index outside")
@@ -83,9 +81,7 @@ class Mesh:
         if index is None:
             return
         if tuple(index.shape) != (self.num_faces,) or index.dtype != torch.int64:
-            raise InvalidInputError(
-                f"face_materials must be int64 [{self.num_faces}], got {list(index.shape)}"
-            )
+            raise InvalidInputError(f"face_materials must be int64 [{self.num_faces}], got {list(index.shape)}")
         if index.numel() and (int(index.min()) < 0 or int(index.max()) >= len(self.materials)):
             raise InvalidInputError(f"face_materials must index the {len(self.materials)} materials")
 
@@ -110,9 +106,7 @@ class Mesh:
         def move(value: Tensor | None) -> Tensor | None:
             return None if value is None else value.to(device)
 
-        materials = tuple(
-            dataclasses.replace(m, base_color_texture=move(m.base_color_texture)) for m in self.materials
-        )
+        materials = tuple(dataclasses.replace(m, base_color_texture=move(m.base_color_texture)) for m in self.materials)
         return Mesh(
             self.vertices.to(device),
             self.faces.to(device),
@@ -123,12 +117,8 @@ class Mesh:
             move(self.face_materials),
         )
 
-    def transformed(
-        self, scale: float = 1.0, translation: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    ) -> Mesh:
+    def transformed(self, scale: float = 1.0, translation: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> Mesh:
         """The mesh scaled about the origin (scale > 0), then moved."""
         if scale <= 0:
             raise InvalidInputError(f"scale must be > 0, got {scale}")
-        return dataclasses.replace(
-            self, vertices=self.vertices * scale + self.vertices.new_tensor(translation)
-        )
+        return dataclasses.replace(self, vertices=self.vertices * scale + self.vertices.new_tensor(translation))

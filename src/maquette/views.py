@@ -52,8 +52,6 @@ class Views:
 
     def composited(self, background: tuple[float, float, float] | Tensor = (1.0, 1.0, 1.0)) -> Tensor:
         """RGB over one background colour, `[..., V, 3, H, W]`."""
-        color = torch.as_tensor(background, dtype=self.images.dtype, device=self.images.device).reshape(
-            3, 1, 1
-        )
+        color = torch.as_tensor(background, dtype=self.images.dtype, device=self.images.device).reshape(3, 1, 1)
         alpha = self.images[..., 3:4, :, :]
         return self.images[..., :3, :, :] * alpha + color * (1 - alpha)
