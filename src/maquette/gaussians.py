@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -82,7 +83,7 @@ class Gaussians:
         """Degree of the spherical harmonics, or None when `colors` are plain colours."""
         if self.colors.ndim == self.means.ndim:
             return None
-        return round(self.colors.shape[-2] ** 0.5) - 1
+        return math.isqrt(self.colors.shape[-2]) - 1
 
     @property
     def device(self) -> torch.device:
