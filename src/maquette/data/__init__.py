@@ -1,1 +1,1 @@
-"""data of maquette."""
+"""Rendered data sets: `maquette data render` writes them (`render_set`), `RenderedDataset` reads them."""
