@@ -1,0 +1,241 @@
+"""CUDA C++ kernels without a build step: compiled by NVRTC at first use, kept as cubins on disk, launched on
+torch's current stream.
+
+Sources are the `*.cu` files beside this module (headers: `*.cuh`, included by quotes). They must not include CUDA
+headers, because an NVRTC wheel carries none, and every kernel is `extern "C"`. A cubin is keyed by the text of the
+source and of all headers, the target architecture, the macros and the NVRTC version, so a stale one is never used.
+It lies under `$MAQUETTE_CACHE/cubins`, or `~/.cache/maquette/cubins`; where that folder cannot be written, kernels
+are compiled once per process instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from ctypes import c_float
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from maquette.errors import MissingDependencyError, UnsupportedError
+from maquette.io.atomic import atomic_write_bytes
+
+if TYPE_CHECKING:
+    from cuda.core import Kernel, LaunchConfig, Stream
+
+KernelArgument: TypeAlias = "Tensor | int | float | None"
+
+MIN_COMPUTE_CAPABILITY = (8, 0)
+"""Oldest GPUs that the kernels support (Ampere): they use warp-wide integer reductions and tf32 matrix products."""
+
+_SOURCE_FOLDER = Path(__file__).parent
+_LOG = logging.getLogger(__name__)
+_LOCK = threading.RLock()
+_LOADED: dict[tuple[str, str, tuple[str, ...]], Any] = {}
+_KERNELS: dict[tuple[str, str, tuple[str, ...], str], Kernel] = {}
+_STREAMS: dict[tuple[int, int], Stream] = {}
+_CONFIGS: dict[tuple[tuple[int, ...], tuple[int, ...], int], LaunchConfig] = {}
+_MAX_CACHED = 256
+
+
+def cubin_folder() -> Path:
+    """Folder of compiled kernels: `$MAQUETTE_CACHE/cubins`, or `~/.cache/maquette/cubins`."""
+    root = os.environ.get("MAQUETTE_CACHE")
+    return (Path(root) if root else Path.home() / ".cache" / "maquette") / "cubins"
+
+
+def require_nvrtc() -> None:
+    """Checks that cuda-core, cuda-bindings and NVRTC can be loaded.
+
+    Raises:
+        MissingDependencyError: names what is missing and the extra that installs it.
+    """
+    try:
+        importlib.import_module("cuda.core")
+        importlib.import_module("cuda.bindings.nvrtc").nvrtcVersion()
+    except Exception as error:  # cuda-pathfinder raises several unrelated types when a library is absent
+        raise MissingDependencyError(
+            f"the CUDA kernels need cuda-core, cuda-bindings and NVRTC, which could not be loaded ({error}): "
+            "run `pip install 'maquette[cuda]'`, or use another backend (backend='reference')"
+        ) from error
+
+
+def compile_cubin(source_name: str, arch: str, options: Sequence[str] = ()) -> bytes:
+    """Compiles one source to machine code, from the disk cache when it is there. Needs no GPU.
+
+    Args:
+        source_name: file name beside this module, such as `"gaussian_blend.cu"`.
+        arch: target such as `"sm_90"`.
+        options: macros, each `"NAME"` or `"NAME=VALUE"`.
+
+    Raises:
+        MissingDependencyError: cuda-core or NVRTC is missing.
+        UnsupportedError: the compiler refused the source; the message holds its log.
+    """
+    require_nvrtc()
+    path = cubin_folder() / f"{Path(source_name).stem}-{arch}-{_cache_key(source_name, arch, options)}.cubin"
+    try:
+        return path.read_bytes()
+    except OSError:
+        cubin = _compile(source_name, arch, options)
+    try:
+        atomic_write_bytes(path, cubin)
+    except OSError as error:
+        _LOG.warning("compiled kernels cannot be kept in %s (%s); set MAQUETTE_CACHE to a writable folder", path, error)
+    return cubin
+
+
+def load_kernels(source_name: str, kernel_names: Sequence[str], options: Sequence[str] = ()) -> dict[str, Kernel]:
+    """Kernels of one source for the current CUDA device, compiled at first use.
+
+    Args:
+        source_name: file name beside this module.
+        kernel_names: `extern "C"` functions of that source.
+        options: macros, each `"NAME"` or `"NAME=VALUE"`.
+
+    Raises:
+        MissingDependencyError: cuda-core or NVRTC is missing.
+        UnsupportedError: no CUDA device, one older than compute capability 8.0, or a compile error.
+    """
+    arch = _current_arch()
+    key = (source_name, arch, tuple(options))
+    missing = [name for name in kernel_names if (*key, name) not in _KERNELS]
+    if missing:
+        with _LOCK:
+            module = _LOADED.get(key)
+            if module is None:
+                module = _LOADED[key] = _load_module(source_name, arch, options)
+            for name in missing:
+                _KERNELS[(*key, name)] = module.get_kernel(name)
+    return {name: _KERNELS[(*key, name)] for name in kernel_names}
+
+
+def launch(
+    kernel: Kernel,
+    grid: int | tuple[int, ...],
+    block: int | tuple[int, ...],
+    *args: KernelArgument,
+    shared_bytes: int = 0,
+) -> None:
+    """Launches a kernel on torch's current stream of the current CUDA device; returns at once.
+
+    Args:
+        kernel: from `load_kernels`.
+        grid, block: numbers of blocks and of threads per block; a grid with a zero launches nothing.
+        args: tensors become pointers to their first element (they must be contiguous: not checked here), None a null
+            pointer, int an integer of the parameter's width (up to 8 bytes), float a 32-bit float.
+        shared_bytes: dynamic shared memory per block, at most 48 KiB together with the static part.
+    """
+    from cuda.core import launch as launch_kernel
+
+    grid = (grid,) if isinstance(grid, int) else grid
+    block = (block,) if isinstance(block, int) else block
+    if 0 in grid:
+        return
+    launch_kernel(_current_stream(), _launch_config(grid, block, shared_bytes), kernel, *map(_argument, args))
+
+
+def _argument(value: KernelArgument) -> Any:
+    if isinstance(value, Tensor):
+        return value.data_ptr()
+    if value is None:
+        return 0
+    if isinstance(value, float):
+        return c_float(value)
+    return value
+
+
+def _current_stream() -> Stream:
+    stream = torch.cuda.current_stream()
+    key = (stream.device_index, stream.cuda_stream)
+    wrapped = _STREAMS.get(key)
+    if wrapped is None:
+        from cuda.core import Stream
+
+        if len(_STREAMS) >= _MAX_CACHED:
+            _STREAMS.clear()
+        wrapped = _STREAMS[key] = Stream.from_handle(stream.cuda_stream)
+    return wrapped
+
+
+def _launch_config(grid: tuple[int, ...], block: tuple[int, ...], shared_bytes: int) -> LaunchConfig:
+    key = (grid, block, shared_bytes)
+    config = _CONFIGS.get(key)
+    if config is None:
+        from cuda.core import LaunchConfig
+
+        if len(_CONFIGS) >= _MAX_CACHED:
+            _CONFIGS.clear()
+        config = _CONFIGS[key] = LaunchConfig(grid=grid, block=block, shmem_size=shared_bytes)
+    return config
+
+
+def _current_arch() -> str:
+    if not torch.cuda.is_available():
+        raise UnsupportedError(
+            "no CUDA device is visible to torch: move the tensors to the CPU, or run `maquette doctor`"
+        )
+    capability = torch.cuda.get_device_capability()
+    if capability < MIN_COMPUTE_CAPABILITY:
+        raise UnsupportedError(
+            f"{torch.cuda.get_device_name()} has compute capability {capability[0]}.{capability[1]}; the CUDA kernels "
+            "need 8.0 (Ampere) or newer: use backend='reference' or the CPU"
+        )
+    return f"sm_{capability[0]}{capability[1]}"
+
+
+def _load_module(source_name: str, arch: str, options: Sequence[str]) -> Any:
+    cubin = compile_cubin(source_name, arch, options)
+    from cuda.core import ObjectCode
+
+    torch.cuda.current_stream()  # creates the context that the module is loaded into
+    return ObjectCode.from_cubin(cubin, name=source_name)
+
+
+def _cache_key(source_name: str, arch: str, options: Sequence[str]) -> str:
+    from cuda.bindings import nvrtc
+
+    digest = hashlib.sha256()
+    sources = [_source_path(source_name), *sorted(_SOURCE_FOLDER.glob("*.cuh"))]
+    for part in [arch, *options, repr(nvrtc.nvrtcVersion()), *(path.read_text(encoding="utf-8") for path in sources)]:
+        data = part.encode("utf-8")
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()[:24]
+
+
+def _source_path(source_name: str) -> Path:
+    path = _SOURCE_FOLDER / source_name
+    if path.suffix != ".cu" or path.parent != _SOURCE_FOLDER or not path.is_file():
+        known = sorted(p.name for p in _SOURCE_FOLDER.glob("*.cu"))
+        raise UnsupportedError(f"no kernel source named {source_name!r}; there are: {', '.join(known)}")
+    return path
+
+
+def _compile(source_name: str, arch: str, options: Sequence[str]) -> bytes:
+    from cuda.core import Program, ProgramOptions
+
+    macros: list[str | tuple[str, str]] = []
+    for option in options:
+        name, equals, value = option.partition("=")
+        macros.append((name, value) if equals else name)
+    settings = ProgramOptions(
+        name=source_name,
+        arch=arch,
+        std="c++17",
+        define_macro=macros or None,
+        include_path=str(_SOURCE_FOLDER),
+    )
+    program = Program(_source_path(source_name).read_text(encoding="utf-8"), "c++", settings)
+    try:
+        code = program.compile("cubin").code
+    except Exception as error:  # cuda-core has no public type for compiler errors
+        raise UnsupportedError(f"NVRTC could not compile {source_name} for {arch}: {error}") from error
+    finally:
+        program.close()
+    return code if isinstance(code, bytes) else code.encode("latin-1")
