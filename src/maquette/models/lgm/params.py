@@ -1,0 +1,187 @@
+"""Configurations of LGM: the official presets and ours.
+
+Source of the official values: LGM (Tang et al., ECCV 2024, arXiv 2402.05054) and its released options.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from maquette.errors import InvalidInputError
+
+NUM_GROUPS = 32
+"""Groups of every group norm; block widths are multiples of it."""
+
+PositionMode = Literal["world", "ray"]
+ColorMode = Literal["direct", "blend"]
+RotationAxis = Literal["last", "gaussians"]
+
+
+@dataclass(frozen=True)
+class LGMParams:
+    """Everything that defines one LGM: network, parametrisation of the Gaussians, objective.
+
+    Attributes:
+        name: preset name.
+        down_channels: width of each down block, from full resolution downwards (halved between blocks).
+        down_attention: whether each down block attends across the views.
+        up_channels: width of each up block, from the coarsest resolution upwards (doubled between blocks).
+        up_attention: whether each up block attends across the views.
+        mid_attention: whether the middle block attends across the views.
+        input_size: side of the square input pictures, px.
+        splat_size: side of the output grid; one Gaussian per view and cell.
+        output_size: side of the rendered pictures in training, px.
+        num_input_views: input views; the attention mixes exactly this many.
+        num_heads: attention heads.
+        fov_deg: field of view of the cameras, degrees.
+        camera_radius: distance of the standard cameras from the origin.
+        position_mode: "world" predicts coordinates, clamped to -1..1 (official); "ray" predicts the distance
+            along the ray of the cell from the point closest to the origin, and an offset in the image plane.
+        ray_depth_limit: with "ray", largest distance from the closest point, world units.
+        ray_offset_limit: with "ray", largest offset along each image axis, world units.
+        color_mode: "direct" (official) or "blend": a mixture of the input colour under the cell and a
+            predicted colour; the mixing weight is one more output channel.
+        rotation_axis: "last" normalises quaternions; "gaussians" reproduces the checkpoints published before
+            2024-04-03, which were trained with the norm taken over all Gaussians.
+        initial_opacity: opacity at initialisation, 0..1; None keeps the official initialisation.
+        initial_scale: scale at initialisation, world units, > 0; used when initial_opacity is given.
+        normalize_poses: whether cameras are re-expressed so that view 0 is the front camera (official).
+        lambda_lpips: weight of LPIPS, when its weights are given.
+        lambda_ssim: weight of the multi-scale SSIM term that stands in for LPIPS otherwise.
+        grid_distortion_prob: probability per object of distorting input views 1..3, 0..1.
+        camera_jitter_prob: probability per object of turning the cameras of input views 1..3, 0..1.
+        random_background_prob: probability per object of a random colour behind the supervised pictures.
+
+    Raises:
+        InvalidInputError: sizes do not fit each other, or a probability lies outside 0..1.
+    """
+
+    name: str
+    down_channels: tuple[int, ...]
+    down_attention: tuple[bool, ...]
+    up_channels: tuple[int, ...]
+    up_attention: tuple[bool, ...]
+    splat_size: int
+    output_size: int
+    mid_attention: bool = True
+    input_size: int = 256
+    num_input_views: int = 4
+    num_heads: int = 16
+    fov_deg: float = 49.1
+    camera_radius: float = 1.5
+    position_mode: PositionMode = "world"
+    ray_depth_limit: float = 0.9
+    ray_offset_limit: float = 0.3
+    color_mode: ColorMode = "direct"
+    rotation_axis: RotationAxis = "last"
+    initial_opacity: float | None = None
+    initial_scale: float = 0.012
+    normalize_poses: bool = True
+    lambda_lpips: float = 1.0
+    lambda_ssim: float = 0.5
+    grid_distortion_prob: float = 0.5
+    camera_jitter_prob: float = 0.5
+    random_background_prob: float = 0.0
+
+    def __post_init__(self) -> None:
+        if len(self.down_channels) != len(self.down_attention) or len(self.up_channels) != len(self.up_attention):
+            raise InvalidInputError(f"{self.name}: channels and attention flags must have the same length")
+        if not 1 <= len(self.up_channels) <= len(self.down_channels):
+            raise InvalidInputError(f"{self.name}: needs 1..{len(self.down_channels)} up blocks")
+        if self.up_channels != self.down_channels[::-1][: len(self.up_channels)]:
+            raise InvalidInputError(
+                f"{self.name}: up blocks take skips of their own width, so up_channels must be the first "
+                f"{len(self.up_channels)} of {self.down_channels[::-1]}, got {self.up_channels}"
+            )
+        wrong = [width for width in (*self.down_channels, *self.up_channels) if width % NUM_GROUPS]
+        if wrong:
+            raise InvalidInputError(f"{self.name}: widths must be multiples of {NUM_GROUPS}, got {wrong}")
+        coarsest = self.input_size // 2 ** (len(self.down_channels) - 1)
+        produced = coarsest * 2 ** (len(self.up_channels) - 1)
+        if produced != self.splat_size or self.input_size % self.splat_size:
+            raise InvalidInputError(
+                f"{self.name}: splat_size must be what the blocks produce and divide input_size "
+                f"{self.input_size}: {produced}, got {self.splat_size}"
+            )
+        for field in ("grid_distortion_prob", "camera_jitter_prob", "random_background_prob"):
+            value = getattr(self, field)
+            if not 0.0 <= value <= 1.0:
+                raise InvalidInputError(f"{self.name}: {field} must lie in 0..1, got {value}")
+
+    @property
+    def num_gaussians(self) -> int:
+        """Gaussians per object."""
+        return self.num_input_views * self.splat_size**2
+
+    @property
+    def out_channels(self) -> int:
+        """Output channels per Gaussian before activation."""
+        return 14 + (self.color_mode == "blend")
+
+
+_LARGE_DOWN = (64, 128, 256, 512, 1024, 1024)
+_LARGE_DOWN_ATTENTION = (False, False, False, True, True, True)
+
+LGM_LRM = LGMParams(
+    name="lgm-lrm",
+    down_channels=_LARGE_DOWN,
+    down_attention=_LARGE_DOWN_ATTENTION,
+    up_channels=(1024, 1024, 512, 256),
+    up_attention=(True, True, True, False),
+    splat_size=64,
+    output_size=256,
+)
+"""The official defaults: 16,384 Gaussians, 413 M parameters."""
+
+LGM_SMALL = LGMParams(
+    name="lgm-small",
+    down_channels=_LARGE_DOWN,
+    down_attention=_LARGE_DOWN_ATTENTION,
+    up_channels=(1024, 1024, 512, 256),
+    up_attention=(True, True, True, False),
+    splat_size=64,
+    output_size=256,
+)
+"""The official preset "small": the same network as `LGM_LRM`."""
+
+LGM_BIG = LGMParams(
+    name="lgm-big",
+    down_channels=_LARGE_DOWN,
+    down_attention=_LARGE_DOWN_ATTENTION,
+    up_channels=(1024, 1024, 512, 256, 128),
+    up_attention=(True, True, True, False, False),
+    splat_size=128,
+    output_size=512,
+)
+"""The official preset "big", the one with published weights: 65,536 Gaussians, 415 M parameters."""
+
+LGM_TINY = LGMParams(
+    name="lgm-tiny",
+    down_channels=(32, 64, 128, 256, 512),
+    down_attention=(False, False, False, False, True),
+    up_channels=(512, 256, 128),
+    up_attention=(True, False, False),
+    splat_size=64,
+    output_size=256,
+)
+"""The official preset "tiny": 16,384 Gaussians, 60 M parameters."""
+
+LGM_MINI = LGMParams(
+    name="lgm-mini",
+    down_channels=(32, 64, 128, 128, 128),
+    down_attention=(False, False, False, False, True),
+    up_channels=(128, 128, 128, 64),
+    up_attention=(False, True, False, False),
+    splat_size=128,
+    output_size=256,
+    num_heads=4,
+    position_mode="ray",
+    color_mode="blend",
+    initial_opacity=0.1,
+    normalize_poses=False,
+    grid_distortion_prob=0.2,
+    camera_jitter_prob=0.2,
+    random_background_prob=0.5,
+)
+"""Ours, small enough to ship in the repository: 65,536 Gaussians, 8.2 M parameters."""
