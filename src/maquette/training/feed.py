@@ -1,0 +1,139 @@
+"""Batches of posed views for a training step, from a data set in GPU memory or in host memory."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from maquette.cameras import Cameras
+from maquette.data.dataset import INPUT, RenderedDataset
+from maquette.data.layout import read_index
+from maquette.training.config import TrainConfig
+from maquette.training.sampling import ViewSampler
+from maquette.views import Views
+
+Placement = Literal["auto", "cpu", "gpu"]
+
+GPU_SHARE = 0.5
+"""Largest share of the free GPU memory that "auto" gives to the data set."""
+
+
+class BatchFeed:
+    """Turns (step, micro step) into the input and target views of this process, on the training device.
+
+    Pictures that stay in host memory are gathered one batch ahead by a thread, pinned, and copied without waiting.
+
+    Args:
+        dataset: pictures on `device` or on the CPU.
+        config: of the run.
+        device: where batches go.
+        rank, world_size: this process among all.
+    """
+
+    def __init__(
+        self, dataset: RenderedDataset, config: TrainConfig, device: torch.device, rank: int = 0, world_size: int = 1
+    ) -> None:
+        objects = dataset.objects
+        self._sampler = ViewSampler(
+            [info.family or info.id for info in objects],
+            [info.realistic for info in objects],
+            dataset.variants.cpu().numpy().astype(np.int64),
+            dataset.roles.cpu().numpy() == INPUT,
+            config.sampling,
+            config.seed,
+        )
+        self._dataset = dataset
+        self._config = config
+        self._device = device
+        self._rank, self._world_size = rank, world_size
+        self._ahead = dataset.device != device
+        self._pool = ThreadPoolExecutor(max_workers=1) if self._ahead else None
+        self._pending: dict[tuple[int, int], Future[_Gathered]] = {}
+
+    def batch(self, step: int, micro_step: int = 0) -> tuple[Views, Views]:
+        """Input views `[B, num_inputs]` and target views `[B, target_views]`, float32 in 0..1."""
+        if self._pool is None:
+            gathered = self._gather(step, micro_step)
+        else:
+            waiting = self._pending.pop((step, micro_step), None)
+            gathered = waiting.result() if waiting is not None else self._gather(step, micro_step)
+            following = self._following(step, micro_step)
+            self._pending = {following: self._pool.submit(self._gather, *following)}
+        images, world_to_camera, intrinsics = (item.to(self._device, non_blocking=True) for item in gathered)
+        height, width = images.shape[-2:]
+        floats = images.float().div_(255)
+        count = self._config.sampling.num_inputs
+        inputs = Views(floats[:, :count], Cameras(world_to_camera[:, :count], intrinsics[:, :count], height, width))
+        targets = Views(floats[:, count:], Cameras(world_to_camera[:, count:], intrinsics[:, count:], height, width))
+        size = self._config.target_size
+        return inputs, targets if size is None else resize_views(targets, size)
+
+    def close(self) -> None:
+        """Stops the thread."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _following(self, step: int, micro_step: int) -> tuple[int, int]:
+        return (step, micro_step + 1) if micro_step + 1 < self._config.accumulation else (step + 1, 0)
+
+    def _gather(self, step: int, micro_step: int) -> _Gathered:
+        choice = self._sampler.choose(step, self._rank, self._world_size, self._config.batch_size, micro_step)
+        frames = torch.from_numpy(np.concatenate([choice.inputs, choice.targets], axis=1))  # [B, inputs + targets]
+        where = torch.stack([torch.from_numpy(choice.objects)[:, None].expand_as(frames), frames])
+        data = self._dataset
+        if data.device.type == "cuda":
+            where = where.pin_memory().to(data.device, non_blocking=True)
+        index = (where[0], where[1])
+        gathered = (data.images[index], data.world_to_camera[index], data.intrinsics[index])
+        if self._device.type == "cuda" and data.device.type == "cpu":
+            gathered = (gathered[0].pin_memory(), gathered[1].pin_memory(), gathered[2].pin_memory())
+        return gathered
+
+
+_Gathered = tuple[Tensor, Tensor, Tensor]
+
+
+def load_for_training(root: Path, split: str, device: torch.device, placement: Placement) -> RenderedDataset:
+    """Reads a split into GPU memory when it fits there ("auto"), or where `placement` says.
+
+    Raises:
+        FileFormatError, InvalidInputError: see `RenderedDataset.load`.
+    """
+    on_gpu = device.type == "cuda" and placement != "cpu"
+    if on_gpu and placement == "auto":
+        free, _ = torch.cuda.mem_get_info(device)
+        on_gpu = expected_bytes(root, split) < GPU_SHARE * free
+    return RenderedDataset.load(root, split, device=device if on_gpu else "cpu")
+
+
+def expected_bytes(root: Path, split: str) -> int:
+    """Size of the pictures of a split as uint8 tensors, judged by its first object; 0 where that cannot be read."""
+    _, listed = read_index(root)
+    chosen = [info for info in listed if info.split == split]
+    if not chosen:
+        return 0
+    try:
+        document = json.loads((root / chosen[0].id / "transforms.json").read_text("utf-8"))
+        return len(chosen) * len(document["frames"]) * 4 * int(document["w"]) * int(document["h"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0  # loading reports what is wrong with the file
+
+
+def resize_views(views: Views, size: int) -> Views:
+    """Views at `size` x `size` pixels, antialiased, colours weighted by alpha."""
+    if (views.cameras.height, views.cameras.width) == (size, size):
+        return views
+    alpha = views.images[..., 3:, :, :]
+    stacked = torch.cat([views.images[..., :3, :, :] * alpha, alpha], dim=-3)
+    lead = stacked.shape[:-3]
+    flat = F.interpolate(stacked.flatten(0, -4), size=(size, size), mode="bilinear", antialias=True)
+    color = torch.where(flat[:, 3:] > 1e-4, flat[:, :3] / flat[:, 3:].clamp_min(1e-4), 0.0)
+    images = torch.cat([color, flat[:, 3:]], dim=1).clamp(0, 1)
+    return Views(images.reshape(*lead, 4, size, size), views.cameras.resized(size, size))
