@@ -109,7 +109,9 @@ def render_gaussians(
         float(scale_modifier),
     )
     image = (cameras.height, cameras.width)
-    return RenderedGaussians(color.reshape(*outer, 3, *image), depth.reshape(*outer, *image), alpha.reshape(*outer, *image))
+    return RenderedGaussians(
+        color.reshape(*outer, 3, *image), depth.reshape(*outer, *image), alpha.reshape(*outer, *image)
+    )
 
 
 def available_backends() -> tuple[str, ...]:
@@ -130,8 +132,8 @@ def _batch_and_views(gaussians: Gaussians, cameras: Cameras) -> tuple[int, int]:
     fits = len(views) <= 1 if not items else len(items) == 1 and len(views) == 2 and items[0] == views[0]
     if not fits:
         raise InvalidInputError(
-            f"Gaussians with batch {list(items)} and cameras with batch {list(views)} do not fit: give Gaussians [B, N] "
-            "with cameras [B, V], or one set of Gaussians [N] with cameras [V] or a single camera"
+            f"Gaussians with batch {list(items)} and cameras with batch {list(views)} do not fit: give Gaussians "
+            "[B, N] with cameras [B, V], or one set of Gaussians [N] with cameras [V] or a single camera"
         )
     if gaussians.device != cameras.device:
         raise InvalidInputError(

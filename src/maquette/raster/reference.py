@@ -78,7 +78,9 @@ def project(
     quats = quats[:, None].expand(-1, num_views, -1, -1)
     scales = scales[:, None].expand(-1, num_views, -1, -1) * scale_modifier
     with torch.no_grad():
-        visible = (_splat(camera_points, quats, scales, world_to_camera, intrinsics, height, width).radii > 0)[..., None]
+        visible = (_splat(camera_points, quats, scales, world_to_camera, intrinsics, height, width).radii > 0)[
+            ..., None
+        ]
     # Culled Gaussians are replaced by a harmless one, so that no NaN of theirs reaches a gradient.
     camera_points = torch.where(visible, camera_points, camera_points.new_tensor([0.0, 0.0, 1.0]))
     quats = torch.where(visible, quats, 0.0)
@@ -125,7 +127,7 @@ def rasterize(
         torch.stack([_blend(splats, visible, b, v, opacities, colors, height, width) for v in range(visible.shape[1])])
         for b in range(visible.shape[0])
     ]
-    color, depth, alpha = torch.stack(images).split([3, 1, 1], dim=2)
+    color, depth, alpha = torch.split(torch.stack(images), [3, 1, 1], dim=2)
     color = color + (1 - alpha) * background[..., None, None]
     return color, depth.squeeze(2), alpha.squeeze(2)
 
