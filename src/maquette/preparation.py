@@ -102,9 +102,10 @@ def check_pictures(views: Views, count: int = 4) -> None:
     if views.images.ndim != 4:
         raise InvalidInputError(f"views must be of one object, [V, 4, H, W], got {list(views.images.shape)}")
     if views.num_views != count:
+        more = "pick four of them (--pick 0,3,6,9)" if views.num_views > count else "add the missing ones"
         raise InvalidInputError(
-            f"{count} views are needed (azimuth 0, 90, 180 and 270 degrees around the object), got {views.num_views}. "
-            f"Keep exactly {count} frames in transforms.json; {_SEE}"
+            f"{count} views are needed (azimuth 0, 90, 180 and 270 degrees around the object), got {views.num_views}: "
+            f"{more}; {_SEE}"
         )
     alpha = views.images[:, 3]
     opaque = [index for index in range(count) if float(alpha[index].amin()) > 0.99]
