@@ -88,7 +88,7 @@ def read_index(root: Path) -> tuple[dict[str, Any], list[ObjectInfo]]:
         document = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
         raise FileFormatError(
-            f"{root} is not a rendered data set (no dataset.json): make one with `maquette data render ASSETS -o {root}`"
+            f"{root} is not a rendered data set (no dataset.json): run `maquette data render ASSETS -o {root}`"
         ) from error
     except (OSError, ValueError) as error:
         raise FileFormatError(f"{path} cannot be read ({error}): render the data set again") from error

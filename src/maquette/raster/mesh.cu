@@ -1,5 +1,5 @@
 // Mesh visibility: a 64-bit key (bits of the float32 depth, triangle id) per pixel, lowered by atomicMin.
-// Same arithmetic as mesh_reference.py, in float64 and compiled with --fmad=false, so that all backends round alike.
+// Same arithmetic as mesh_reference.py in float64 without fused multiply-adds, so that all backends round alike.
 
 namespace {
 
@@ -9,13 +9,23 @@ constexpr unsigned long long kEmpty = ~0ull;
 constexpr double kLargest = 1.7976931348623157e308;
 constexpr int kSmallPixels = 48;  // larger boxes go to a whole block
 
+// A double whose products and sums the compiler must not fuse.
+struct Real {
+  double value;
+};
+__device__ Real operator*(Real p, Real q) { return Real{__dmul_rn(p.value, q.value)}; }
+__device__ Real operator+(Real p, Real q) { return Real{__dadd_rn(p.value, q.value)}; }
+__device__ Real operator-(Real p, Real q) { return Real{__dsub_rn(p.value, q.value)}; }
+__device__ Real operator/(Real p, Real q) { return Real{__ddiv_rn(p.value, q.value)}; }
+__device__ Real operator-(Real p) { return Real{-p.value}; }
+
 struct Point {
-  double x, y, z;
+  Real x, y, z;
 };
 
 struct Edges {
-  double a[3], b[3], c[3];
-  double det;
+  Real a[3], b[3], c[3];
+  Real det;
 };
 
 struct Box {
@@ -26,21 +36,22 @@ __device__ void load_corners(const double* points, const long long* faces, long 
                              long long triangle, Point corners[3]) {
   for (int i = 0; i < 3; ++i) {
     const double* p = points + (view * num_vertices + faces[triangle * 3 + i]) * 3;
-    corners[i] = Point{p[0], p[1], p[2]};
+    corners[i] = Point{Real{p[0]}, Real{p[1]}, Real{p[2]}};
   }
 }
 
 __device__ Edges make_edges(const Point corners[3], const double* pinhole) {
+  const Real focal_x{pinhole[0]}, focal_y{pinhole[1]}, center_x{pinhole[2]}, center_y{pinhole[3]};
   Edges e;
   for (int i = 0; i < 3; ++i) {
     const Point p = corners[(i + 1) % 3], q = corners[(i + 2) % 3];
-    e.a[i] = (p.y * q.z - p.z * q.y) / pinhole[0];
-    e.b[i] = (p.z * q.x - p.x * q.z) / pinhole[1];
-    e.c[i] = ((p.x * q.y - p.y * q.x) - e.a[i] * pinhole[2]) - e.b[i] * pinhole[3];
+    e.a[i] = (p.y * q.z - p.z * q.y) / focal_x;
+    e.b[i] = (p.z * q.x - p.x * q.z) / focal_y;
+    e.c[i] = ((p.x * q.y - p.y * q.x) - e.a[i] * center_x) - e.b[i] * center_y;
   }
   const Point r = corners[0], p = corners[1], q = corners[2];
   e.det = (r.x * (p.y * q.z - p.z * q.y) + r.y * (p.z * q.x - p.x * q.z)) + r.z * (p.x * q.y - p.y * q.x);
-  if (e.det < 0.0) {
+  if (e.det.value < 0.0) {
     for (int i = 0; i < 3; ++i) {
       e.a[i] = -e.a[i];
       e.b[i] = -e.b[i];
@@ -71,31 +82,35 @@ __device__ bool pixel_range(double low, double high, int size, int& start, int& 
 __device__ bool pixel_box(const Point corners[3], const double* pinhole, int height, int width, Box& box) {
   double bounds[4] = {1e300, -1e300, 1e300, -1e300};
   for (int i = 0; i < 3; ++i) {
-    const Point p = corners[i], q = corners[(i + 1) % 3];
-    if (p.z > kNear) {
-      extend(pinhole[0] * p.x / p.z + pinhole[2], pinhole[1] * p.y / p.z + pinhole[3], bounds);
-    }
-    if ((p.z > kNear) != (q.z > kNear)) {
-      const double t = (kNear - p.z) / (q.z - p.z);
-      extend(pinhole[0] * (p.x + t * (q.x - p.x)) / kNear + pinhole[2],
-             pinhole[1] * (p.y + t * (q.y - p.y)) / kNear + pinhole[3], bounds);
+    const double px = corners[i].x.value, py = corners[i].y.value, pz = corners[i].z.value;
+    const Point q = corners[(i + 1) % 3];
+    if (pz > kNear) extend(pinhole[0] * px / pz + pinhole[2], pinhole[1] * py / pz + pinhole[3], bounds);
+    if ((pz > kNear) != (q.z.value > kNear)) {
+      const double t = (kNear - pz) / (q.z.value - pz);
+      extend(pinhole[0] * (px + t * (q.x.value - px)) / kNear + pinhole[2],
+             pinhole[1] * (py + t * (q.y.value - py)) / kNear + pinhole[3], bounds);
     }
   }
   return pixel_range(bounds[0], bounds[1], width, box.x0, box.x1) &&
          pixel_range(bounds[2], bounds[3], height, box.y0, box.y1);
 }
 
-__device__ bool owns(double value, double a, double b) {  // top-left rule
-  return value > 0.0 || (value == 0.0 && (a > 0.0 || (a == 0.0 && b > 0.0)));
+__device__ void evaluate(const Edges& e, int column, int row, Real values[3]) {
+  const Real x{column + 0.5}, y{row + 0.5};
+  for (int i = 0; i < 3; ++i) values[i] = (e.a[i] * x + e.b[i] * y) + e.c[i];
+}
+
+__device__ bool usable(const Edges& e) { return e.det.value > 0.0 && e.det.value <= kLargest; }
+
+__device__ bool owns(Real value, Real a, Real b) {  // top-left rule
+  return value.value > 0.0 || (value.value == 0.0 && (a.value > 0.0 || (a.value == 0.0 && b.value > 0.0)));
 }
 
 __device__ void test_pixel(const Edges& e, unsigned int triangle, int column, int row, unsigned long long* key) {
-  const double x = column + 0.5, y = row + 0.5;
-  const double e0 = (e.a[0] * x + e.b[0] * y) + e.c[0];
-  const double e1 = (e.a[1] * x + e.b[1] * y) + e.c[1];
-  const double e2 = (e.a[2] * x + e.b[2] * y) + e.c[2];
-  if (!(owns(e0, e.a[0], e.b[0]) && owns(e1, e.a[1], e.b[1]) && owns(e2, e.a[2], e.b[2]))) return;
-  const double z = e.det / ((e0 + e1) + e2);
+  Real v[3];
+  evaluate(e, column, row, v);
+  if (!(owns(v[0], e.a[0], e.b[0]) && owns(v[1], e.a[1], e.b[1]) && owns(v[2], e.a[2], e.b[2]))) return;
+  const double z = (e.det / ((v[0] + v[1]) + v[2])).value;
   if (!(z > kNear)) return;
   const unsigned int bits = __float_as_uint(static_cast<float>(z));  // positive floats order like their bits
   const unsigned long long candidate = (static_cast<unsigned long long>(bits) << 32) | triangle;
@@ -121,7 +136,7 @@ extern "C" __global__ void mesh_small(const double* __restrict__ points, const l
     return;
   }
   const Edges edges = make_edges(corners, pinhole + view * 4);
-  if (!(edges.det > 0.0 && edges.det <= kLargest)) return;
+  if (!usable(edges)) return;
   unsigned long long* picture = keys + view * height * width;
   for (int row = box.y0; row < box.y1; ++row) {
     for (int column = box.x0; column < box.x1; ++column) {
@@ -144,7 +159,7 @@ extern "C" __global__ void mesh_large(const double* __restrict__ points, const l
     Box box;
     if (!pixel_box(corners, pinhole + view * 4, height, width, box)) continue;
     const Edges edges = make_edges(corners, pinhole + view * 4);
-    if (!(edges.det > 0.0 && edges.det <= kLargest)) continue;
+    if (!usable(edges)) continue;
     unsigned long long* picture = keys + view * height * width;
     const int columns = box.x1 - box.x0;
     const long long pixels = static_cast<long long>(columns) * (box.y1 - box.y0);
@@ -176,14 +191,10 @@ extern "C" __global__ void mesh_resolve(const double* __restrict__ points, const
     Point corners[3];
     load_corners(points, faces, num_vertices, view, winner, corners);
     const Edges e = make_edges(corners, pinhole + view * 4);
-    const double x = static_cast<int>(pixel % width) + 0.5, y = static_cast<int>((pixel % per_view) / width) + 0.5;
-    const double e0 = (e.a[0] * x + e.b[0] * y) + e.c[0];
-    const double e1 = (e.a[1] * x + e.b[1] * y) + e.c[1];
-    const double e2 = (e.a[2] * x + e.b[2] * y) + e.c[2];
-    const double total = (e0 + e1) + e2;
-    weights[0] = static_cast<float>(e0 / total);
-    weights[1] = static_cast<float>(e1 / total);
-    weights[2] = static_cast<float>(e2 / total);
+    Real v[3];
+    evaluate(e, static_cast<int>(pixel % width), static_cast<int>((pixel % per_view) / width), v);
+    const Real total = (v[0] + v[1]) + v[2];
+    for (int i = 0; i < 3; ++i) weights[i] = static_cast<float>((v[i] / total).value);
   }
   triangle_id[pixel] = winner;
   depth[pixel] = z;

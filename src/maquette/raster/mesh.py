@@ -13,6 +13,7 @@ exactly opposite values on both sides, on every backend.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -68,19 +69,30 @@ def rasterize_mesh(
     chosen = backend or ("cuda" if vertices.is_cuda else "cpu")
     points = camera_points(vertices, cameras)
     pinhole = pinhole_parameters(cameras)
-    if chosen == "reference":
-        from maquette.raster import mesh_reference as module
-    elif chosen == "cpu":
-        if vertices.device.type != "cpu":
-            raise UnsupportedError(f"mesh backend 'cpu' needs CPU tensors, got {vertices.device}: call .cpu() first")
-        from maquette.raster import mesh_cpu as module  # type: ignore[no-redef]
-    elif chosen == "cuda":
-        if not vertices.is_cuda:
-            raise UnsupportedError(f"mesh backend 'cuda' needs CUDA tensors, got {vertices.device}: use backend='cpu'")
-        from maquette.raster import mesh_cuda as module  # type: ignore[no-redef]
-    else:
-        raise InvalidInputError(f"backend must be 'reference', 'cpu', 'cuda' or None, got {chosen!r}")
-    return MeshFragments(*module.rasterize(points, faces, pinhole, cameras.height, cameras.width))
+    return MeshFragments(*_backend(chosen, vertices.device)(points, faces, pinhole, cameras.height, cameras.width))
+
+
+_Rasterize = Callable[[Tensor, Tensor, Tensor, int, int], tuple[Tensor, Tensor, Tensor]]
+
+
+def _backend(name: str, device: torch.device) -> _Rasterize:
+    if name == "reference":
+        from maquette.raster import mesh_reference
+
+        return mesh_reference.rasterize
+    if name == "cpu":
+        if device.type != "cpu":
+            raise UnsupportedError(f"mesh backend 'cpu' needs CPU tensors, got {device}: call .cpu() first")
+        from maquette.raster import mesh_cpu
+
+        return mesh_cpu.rasterize
+    if name == "cuda":
+        if device.type != "cuda":
+            raise UnsupportedError(f"mesh backend 'cuda' needs CUDA tensors, got {device}: use backend='cpu'")
+        from maquette.raster import mesh_cuda
+
+        return mesh_cuda.rasterize
+    raise InvalidInputError(f"backend must be 'reference', 'cpu', 'cuda' or None, got {name!r}")
 
 
 def camera_points(vertices: Tensor, cameras: Cameras) -> Tensor:

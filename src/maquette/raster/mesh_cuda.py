@@ -10,7 +10,6 @@ from maquette.raster.nvrtc import launch, load_kernels
 _THREADS = 128
 _QUEUE_BLOCKS = 2048
 _KERNELS = ("mesh_small", "mesh_large", "mesh_resolve")
-_OPTIONS = ("--fmad=false",)
 
 
 def rasterize(points: Tensor, faces: Tensor, pinhole: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -25,14 +24,17 @@ def rasterize(points: Tensor, faces: Tensor, pinhole: Tensor, height: int, width
     keys = torch.full((num_views, height, width), -1, dtype=torch.int64, device=device)
     queue = torch.empty(num_views * num_faces, dtype=torch.int64, device=device)
     queue_size = torch.zeros(1, dtype=torch.int64, device=device)
-    kernels = load_kernels("mesh.cu", _KERNELS, _OPTIONS)
-    scene = (points, faces, pinhole)
-    grid = -(-num_views * num_faces // _THREADS)
-    small = (num_views, num_vertices, num_faces)
-    launch(kernels["mesh_small"], grid, _THREADS, *scene, *small, height, width, keys, queue, queue_size)
-    large = (num_vertices, num_faces)
-    launch(kernels["mesh_large"], _QUEUE_BLOCKS, _THREADS, *scene, *large, height, width, keys, queue, queue_size)
-    pixels = -(-num_views * height * width // _THREADS)
     outputs = (triangle_id, barycentrics, depth)
-    launch(kernels["mesh_resolve"], pixels, _THREADS, *scene, num_views, num_vertices, height, width, keys, *outputs)
+    with torch.cuda.device(device):
+        kernels = load_kernels("mesh.cu", _KERNELS)
+        scene = (points, faces, pinhole)
+        grid = -(-num_views * num_faces // _THREADS)
+        small = (num_views, num_vertices, num_faces)
+        launch(kernels["mesh_small"], grid, _THREADS, *scene, *small, height, width, keys, queue, queue_size)
+        large = (num_vertices, num_faces)
+        launch(kernels["mesh_large"], _QUEUE_BLOCKS, _THREADS, *scene, *large, height, width, keys, queue, queue_size)
+        pixels = -(-num_views * height * width // _THREADS)
+        launch(
+            kernels["mesh_resolve"], pixels, _THREADS, *scene, num_views, num_vertices, height, width, keys, *outputs
+        )
     return outputs

@@ -1,0 +1,178 @@
+"""What is rendered of an object: cameras, light, scale and textures of its variants."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from maquette.data.layout import Role
+from maquette.data.lighting import LIGHTINGS, Light, Lighting, make_light
+from maquette.data.patterns import TextureAugmentation, random_augmentation
+from maquette.errors import InvalidInputError
+
+Plan = Literal["standard", "training", "custom"]
+PLANS: tuple[Plan, ...] = ("standard", "training", "custom")
+BOUNDING_RADIUS = 0.6
+"""Radius of the sphere (about the centre of the bounding box) that holds the object: seen whole from radius 1.5."""
+
+_INPUT_AZIMUTHS = (0.0, 90.0, 180.0, 270.0)
+_NOVEL_ELEVATIONS = (-10.0, 0.0, 10.0, 20.0, 30.0, 20.0, 10.0, 0.0)
+_TRAINING_RADII = (0.5, 0.62)
+_NUM_TRAINING_TARGETS = 12
+
+
+@dataclass(frozen=True)
+class RenderOptions:
+    """How objects are rendered.
+
+    Attributes:
+        plan: "standard" is the evaluation protocol orbit4-novel8, "training" random views and looks per variant,
+            "custom" every azimuth at every elevation.
+        image_size: pictures are square, in pixels.
+        lighting: None takes the plan's own: random for "training", else studio.
+        variants: None takes the plan's own: 3 for "training", else 1.
+        azimuths_deg, elevations_deg: for "custom" only.
+        radius: distance of the cameras from the origin, > 0.7 so that they stay outside of the object.
+        fov_deg: field of view in degrees, in (0, 180).
+        supersample: samples per pixel and axis, 1..4.
+        geometry: also write depth and normals.
+        augment_textures: random solid textures and colours; None: for "training" only.
+        seed: of everything random; results depend on it and the object's id alone.
+
+    Raises:
+        InvalidInputError: a value out of range, or azimuths without the plan "custom".
+    """
+
+    plan: Plan = "standard"
+    image_size: int = 256
+    lighting: Lighting | None = None
+    variants: int | None = None
+    azimuths_deg: tuple[float, ...] | None = None
+    elevations_deg: tuple[float, ...] | None = None
+    radius: float = 1.5
+    fov_deg: float = 49.1
+    supersample: int = 2
+    geometry: bool = True
+    augment_textures: bool | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        checks = [
+            (self.plan in PLANS, f"plan must be one of {', '.join(PLANS)}, got {self.plan!r}"),
+            (8 <= self.image_size <= 4096, f"image_size must lie in 8..4096 pixels, got {self.image_size}"),
+            (
+                self.lighting is None or self.lighting in LIGHTINGS,
+                f"lighting must be one of {', '.join(LIGHTINGS)}, got {self.lighting!r}",
+            ),
+            (self.variants is None or 1 <= self.variants <= 1000, f"variants must lie in 1..1000, got {self.variants}"),
+            (0.7 < self.radius <= 100, f"radius must lie in (0.7, 100], got {self.radius}"),
+            (0 < self.fov_deg < 180, f"fov_deg must lie in (0, 180) degrees, got {self.fov_deg}"),
+            (1 <= self.supersample <= 4, f"supersample must lie in 1..4, got {self.supersample}"),
+            (self.seed >= 0, f"seed must be >= 0, got {self.seed}"),
+            (
+                all(-90 <= e <= 90 for e in self.elevations_deg or ()),
+                f"elevations must lie in [-90, 90] degrees, got {self.elevations_deg}",
+            ),
+        ]
+        for good, message in checks:
+            if not good:
+                raise InvalidInputError(message)
+        given = self.azimuths_deg is not None or self.elevations_deg is not None
+        if given and self.plan != "custom":
+            raise InvalidInputError(f"azimuths and elevations need plan 'custom', the plan is {self.plan!r}")
+
+    @property
+    def resolved_lighting(self) -> Lighting:
+        """The light that is used."""
+        return self.lighting or ("random" if self.plan == "training" else "studio")
+
+    @property
+    def num_variants(self) -> int:
+        """The number of variants that is rendered."""
+        return self.variants or (3 if self.plan == "training" else 1)
+
+    @property
+    def augments_textures(self) -> bool:
+        """Whether textures are varied."""
+        return self.plan == "training" if self.augment_textures is None else self.augment_textures
+
+    def settings(self) -> dict[str, Any]:
+        """What `dataset.json` says; two renderings with equal settings may share a folder."""
+        settings: dict[str, Any] = {
+            "image_size": self.image_size,
+            "fov_deg": self.fov_deg,
+            "radius": self.radius,
+            "plan": self.plan,
+            "lighting": self.resolved_lighting,
+            "variants": self.num_variants,
+            "supersample": self.supersample,
+            "geometry": self.geometry,
+            "augment_textures": self.augments_textures,
+            "seed": self.seed,
+        }
+        if self.plan == "custom":
+            settings["azimuths_deg"] = list(self.azimuths_deg or _INPUT_AZIMUTHS)
+            settings["elevations_deg"] = list(self.elevations_deg or (0.0,))
+        return settings
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture to take: azimuth and elevation in degrees, and what it is for."""
+
+    azimuth_deg: float
+    elevation_deg: float
+    role: Role
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One look of an object.
+
+    Attributes:
+        bounding_radius: radius of the sphere that the object is scaled to.
+        light: fixed in the world.
+        augmentation: of the textures.
+        frames: pictures to take.
+    """
+
+    bounding_radius: float
+    light: Light
+    augmentation: TextureAugmentation
+    frames: tuple[Frame, ...]
+
+
+def plan_variant(options: RenderOptions, object_id: str, realistic: bool, number: int) -> Variant:
+    """The look and the cameras of variant `number`, from the seed and the object's id alone."""
+    digest = int.from_bytes(hashlib.sha256(object_id.encode()).digest()[:8], "big")
+    generator = np.random.default_rng([options.seed, digest, number])
+    frames = _frames(options, generator)
+    radius = float(generator.uniform(*_TRAINING_RADII)) if options.plan == "training" else BOUNDING_RADIUS
+    light = make_light(options.resolved_lighting, generator)
+    augmentation = TextureAugmentation()
+    if options.augments_textures:
+        augmentation = random_augmentation(generator, realistic=realistic)
+    return Variant(radius, light, augmentation, frames)
+
+
+def _frames(options: RenderOptions, generator: np.random.Generator) -> tuple[Frame, ...]:
+    if options.plan == "standard":
+        inputs = [Frame(azimuth, 0.0, "input") for azimuth in _INPUT_AZIMUTHS]
+        novel = [Frame(22.5 + 45.0 * k, elevation, "target") for k, elevation in enumerate(_NOVEL_ELEVATIONS)]
+        return (*inputs, *novel)
+    if options.plan == "custom":
+        azimuths, elevations = options.azimuths_deg or _INPUT_AZIMUTHS, options.elevations_deg or (0.0,)
+        return tuple(Frame(azimuth, elevation, "input") for elevation in elevations for azimuth in azimuths)
+    offset = float(generator.uniform(0, 360))
+    level = 0.0 if generator.random() < 0.6 else float(generator.uniform(-10, 30))
+    inputs = [Frame((offset + azimuth) % 360, level, "input") for azimuth in _INPUT_AZIMUTHS]
+    places = zip(
+        generator.uniform(0, 360, _NUM_TRAINING_TARGETS),
+        generator.triangular(-30, 5, 60, _NUM_TRAINING_TARGETS),
+        strict=True,
+    )
+    targets = [Frame(float(azimuth), float(elevation), "target") for azimuth, elevation in places]
+    return (*inputs, *targets)
