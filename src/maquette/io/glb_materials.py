@@ -49,7 +49,7 @@ class MaterialReader:
 
     def is_opaque(self, position: int) -> bool:
         """True when alpha has no meaning (the glTF default)."""
-        return self._sources[position].get("alphaMode", "OPAQUE") == "OPAQUE"
+        return bool(self._sources[position].get("alphaMode", "OPAQUE") == "OPAQUE")
 
     def uv_set(self, position: int) -> int:
         """Which TEXCOORD_n the base colour texture uses."""

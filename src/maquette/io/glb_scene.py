@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ from maquette.mesh import Mesh
 
 _MAX_ELEMENTS = 100_000_000
 """Vertices plus indices of all instances; a file can repeat a mesh in many nodes."""
+_PRIMITIVE_COST = 100
+"""What a primitive counts beside its elements, so that their number is bounded too."""
 _TRIANGLES, _TRIANGLE_STRIP, _TRIANGLE_FAN = 4, 5, 6
 
 Floats = NDArray[np.float32]
@@ -53,11 +56,11 @@ def read_scene(data: bytes, name: str) -> Mesh:
 
 def _mesh_instances(document: GlbDocument) -> list[tuple[int, NDArray[np.float64]]]:
     """Mesh index and world matrix of every node of the default scene that has a mesh."""
-    pending = [(root, np.eye(4)) for root in _root_nodes(document)]
+    pending = deque((root, np.eye(4)) for root in _root_nodes(document))
     visited: set[int] = set()
     instances: list[tuple[int, NDArray[np.float64]]] = []
     while pending:
-        index, parent = pending.pop(0)
+        index, parent = pending.popleft()
         node = document.item("nodes", index)
         if index in visited:
             raise document.fail(f"nodes[{index}] has two parents or is its own ancestor")
@@ -91,7 +94,9 @@ def _local_matrix(document: GlbDocument, node: dict[str, Any]) -> NDArray[np.flo
         return np.array(document.numbers(node["matrix"], 16, "node.matrix")).reshape(4, 4).T
     x, y, z, w = document.numbers(node.get("rotation", [0, 0, 0, 1]), 4, "node.rotation")
     norm = (x * x + y * y + z * z + w * w) ** 0.5
-    x, y, z, w = (v / norm if norm > 0 else float(v is w) for v in (x, y, z, w))
+    if norm == 0:
+        raise document.fail("node.rotation is a quaternion of length 0")
+    x, y, z, w = x / norm, y / norm, z / norm, w / norm
     rotation = np.array(
         [
             [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
@@ -127,7 +132,9 @@ def _check_budget(document: GlbDocument, instances: list[tuple[int, NDArray[np.f
 def _claimed_elements(document: GlbDocument, primitive: dict[str, Any]) -> int:
     position = document.obj(primitive.get("attributes"), "primitive.attributes").get("POSITION")
     total = 0 if position is None else document.accessor_count(position)
-    return total + (document.accessor_count(primitive["indices"]) if "indices" in primitive else total)
+    return (
+        _PRIMITIVE_COST + total + (document.accessor_count(primitive["indices"]) if "indices" in primitive else total)
+    )
 
 
 def _read_primitive(document: GlbDocument, primitive: dict[str, Any], materials: MaterialReader) -> _Part | None:
@@ -267,7 +274,8 @@ def _face_normals(vertices: Floats, faces: NDArray[np.int64]) -> Floats:
     length = np.linalg.norm(crossed, axis=1, keepdims=True)
     unit = np.divide(crossed, length, out=np.zeros_like(crossed), where=length > 0)
     unit[length[:, 0] == 0] = (0.0, 1.0, 0.0)
-    return unit.astype(np.float32)
+    normals: Floats = unit.astype(np.float32)
+    return normals
 
 
 def _flat_shaded(part: _Part) -> _Part:

@@ -1,1 +1,19 @@
-"""surface of maquette."""
+"""Gaussians to meshes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from maquette.surface.extract import gaussians_to_mesh
+
+__all__ = ["gaussians_to_mesh"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the extraction (torch, Numba) only when it is used."""
+    if name in __all__:
+        from maquette.surface import extract
+
+        return getattr(extract, name)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -1,0 +1,232 @@
+"""A first mesh from Gaussians: density on a grid, interior filled, marching cubes, vertex colours."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from maquette.errors import InvalidInputError
+from maquette.gaussians import Gaussians
+from maquette.mesh import Mesh
+from maquette.surface.density import DensityGrid, Floats, splat_density
+
+_SH_C0 = 0.28209479177387814
+_MIN_OPACITY = 0.02
+"""Fainter Gaussians are left out: a feed-forward network parks the ones it does not need at low opacity."""
+_MIN_DENSITY = 0.05
+"""A scene whose typical density is below is fog."""
+_CLOSING_RADII = (2, 4, 8)
+"""Holes of the shell up to twice this many cells are bridged to find the interior; the smallest that works wins."""
+_MIN_INTERIOR = 0.05
+"""An interior smaller than this share of the shell does not count."""
+_MARGIN = 4
+_SATURATION = 2.0
+"""Density relative to the level is capped here before it is smoothed, so that dense spots do not bulge."""
+
+Mask = NDArray[np.bool_]
+
+
+def gaussians_to_mesh(
+    gaussians: Gaussians,
+    *,
+    resolution: int = 160,
+    level: float = 0.5,
+    fill_interior: bool = True,
+    min_part: float = 0.02,
+) -> Mesh:
+    """Extracts a surface with vertex colours from one set of Gaussians, in their own coordinates.
+
+    The density (sum of opacity times the Gaussian function) is taken relative to its typical value at the
+    Gaussians themselves, so thin and faint shells work as well as opaque ones. A closed shell is filled, which
+    leaves its outer surface only.
+
+    Args:
+        gaussians: unbatched `[N]`; spherical harmonics count with their mean colour.
+        resolution: grid points along the longest side, 16 to 512.
+        level: density of the surface relative to the opacity-weighted median at the Gaussians, in (0, 1); lower
+            is thicker and more complete.
+        fill_interior: fill what the outside cannot reach through holes of a few cells.
+        min_part: connected parts smaller than this share of the largest one are dropped, 0..1.
+
+    Returns:
+        Triangles with outward normals and vertex colours, on the device of the Gaussians. The surface lies about
+        one standard deviation outside the centres of a thin shell.
+
+    Raises:
+        InvalidInputError: a batch, options out of range, or Gaussians that have no surface (none, all
+            transparent, fog, not finite).
+    """
+    if gaussians.batch_shape:
+        raise InvalidInputError(f"pass one set of Gaussians, got batch {gaussians.batch_shape}; use gaussians[i]")
+    if not 16 <= resolution <= 512 or not 0 < level < 1 or not 0 <= min_part <= 1:
+        raise InvalidInputError(
+            f"resolution must lie in 16..512, level in (0, 1), min_part in 0..1; got {resolution}, {level}, {min_part}"
+        )
+    means, covariances, opacities, colors = _visible(gaussians)
+    grid = splat_density(means, covariances, opacities, colors, resolution, _MARGIN)
+    threshold = level * _typical_density(grid, means, opacities)
+    field = _surface_field(grid, threshold, fill_interior, min_part)
+    vertices, faces = _marching_cubes(field)
+    vertex_colors = _colors_at(grid, vertices)
+    world = vertices * grid.spacing + grid.origin
+    device = gaussians.device
+    return Mesh(
+        torch.from_numpy(world.astype(np.float32)).to(device),
+        torch.from_numpy(faces).to(device),
+        normals=torch.from_numpy(_vertex_normals(world, faces)).to(device),
+        vertex_colors=torch.from_numpy(vertex_colors).to(device),
+    )
+
+
+def _visible(gaussians: Gaussians) -> tuple[Floats, Floats, Floats, Floats]:
+    """Means, covariances, opacities and colours of finite Gaussians that matter, without far strays."""
+    plain = gaussians.detach().to("cpu").to(torch.float32)
+    colors = plain.colors if plain.sh_degree is None else plain.colors[:, 0] * _SH_C0 + 0.5
+    stacked = torch.cat([plain.means, plain.quats, plain.scales, plain.opacities[:, None], colors], dim=1)
+    keep = torch.isfinite(stacked).all(dim=1) & (plain.opacities >= _MIN_OPACITY)
+    if not bool(keep.any()):
+        raise InvalidInputError(
+            f"no surface: none of {plain.num_gaussians:,} Gaussians is finite with an opacity of {_MIN_OPACITY} or more"
+        )
+    keep &= _not_stray(plain.means, plain.scales, keep)
+    if not bool(keep.any()):
+        raise InvalidInputError("no surface: the Gaussians are scattered, or each is as large as the object")
+    scales = plain.scales[keep]
+    axes = _rotation_matrices(plain.quats[keep]) * scales[:, None, :]
+    covariances = axes @ axes.mT
+    return (
+        plain.means[keep].numpy(),
+        covariances.numpy(),
+        plain.opacities[keep].numpy(),
+        colors[keep].clamp(0, 1).numpy(),
+    )
+
+
+def _not_stray(means: Tensor, scales: Tensor, keep: Tensor) -> Tensor:
+    """Mask of Gaussians near the bulk (the 1 % to 99 % box, doubled) and not as large as the bulk itself."""
+    chosen = means[keep]
+    ordered = chosen.sort(dim=0).values
+    last = len(chosen) - 1
+    low, high = ordered[math.floor(0.01 * last)], ordered[math.ceil(0.99 * last)]
+    extent = float((high - low).max())
+    if extent <= 0:
+        return keep
+    center = (low + high) / 2
+    near = ((means - center).abs() <= (high - low) + 0.05 * extent).all(dim=1)
+    return near & (scales.amax(dim=1) <= 0.25 * extent)
+
+
+def _rotation_matrices(quats: Tensor) -> Tensor:
+    """Rotations `[N, 3, 3]` of quaternions `[N, 4]` (w, x, y, z), which are normalised first."""
+    w, x, y, z = torch.nn.functional.normalize(quats, dim=1).unbind(1)
+    rows = [
+        torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)], 1),
+        torch.stack([2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)], 1),
+        torch.stack([2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)], 1),
+    ]
+    return torch.stack(rows, 1)
+
+
+def _typical_density(grid: DensityGrid, means: Floats, opacities: Floats) -> float:
+    """Opacity-weighted median of the density at the Gaussians' centres."""
+    cells = np.rint((means - grid.origin) / grid.spacing).astype(int)
+    values = grid.density[cells[:, 0], cells[:, 1], cells[:, 2]]
+    order = np.argsort(values)
+    summed = np.cumsum(opacities[order], dtype=np.float64)
+    typical = float(values[order][np.searchsorted(summed, summed[-1] / 2)])
+    if typical < _MIN_DENSITY:
+        raise InvalidInputError(
+            f"no surface: the Gaussians are fog (density {typical:.3g} where they are, at least {_MIN_DENSITY} needed)"
+        )
+    return typical
+
+
+def _surface_field(grid: DensityGrid, threshold: float, fill_interior: bool, min_part: float) -> Floats:
+    """Smooth field that is above 1 inside the kept solid and below outside."""
+    from scipy import ndimage
+
+    field = np.minimum(grid.density / np.float32(threshold), np.float32(_SATURATION))
+    shell: Mask = field > 1
+    solid = _filled(shell) if fill_interior else shell
+    field[solid & ~shell] = 1.5
+    labels, count = ndimage.label(solid, structure=np.ones((3, 3, 3)))
+    if count > 1:
+        volumes = np.bincount(labels.ravel())
+        volumes[0] = 0
+        small = volumes < min_part * volumes.max()
+        small[0] = False
+        field[ndimage.binary_dilation(small[labels], iterations=2) & (~solid | small[labels])] = 0
+    smoothed: Floats = ndimage.gaussian_filter(field, 0.7)
+    return smoothed
+
+
+def _filled(shell: Mask) -> Mask:
+    """The shell with its interior, and the bridges that close it; the shell itself when it has no interior."""
+    from scipy import ndimage
+
+    pad = max(_CLOSING_RADII) + 2
+    padded = np.pad(shell, pad)
+    distance = ndimage.distance_transform_edt(~padded)
+    smallest = _CLOSING_RADII[0]
+    for radius in _CLOSING_RADII:
+        # Outside is what a ball of this radius reaches from the border of the grid without touching the shell.
+        free, _ = ndimage.label(distance > radius)
+        core = (free > 0) & (free != free[0, 0, 0])
+        if int(core.sum()) > _MIN_INTERIOR * int(shell.sum()):
+            if radius > smallest:
+                # Only the core grows back, so that narrow gaps between outer parts stay open.
+                padded |= ndimage.distance_transform_edt(~core) <= radius
+                distance = ndimage.distance_transform_edt(~padded)
+                free, _ = ndimage.label(distance > smallest)
+            reached = ndimage.distance_transform_edt(free != free[0, 0, 0]) <= smallest
+            solid: Mask = (~reached | padded)[pad:-pad, pad:-pad, pad:-pad]
+            return solid
+    return shell
+
+
+def _marching_cubes(field: Floats) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Vertices in grid units and faces that are counter-clockwise seen from outside."""
+    from skimage import measure
+
+    marching_cubes: Any = measure.marching_cubes
+
+    if not float(field.min()) < 1 < float(field.max()):
+        raise InvalidInputError("no surface: the Gaussians are too small or too faint for this resolution; raise it")
+    points, triangles, _, _ = marching_cubes(field, 1.0, allow_degenerate=False)
+    vertices = points.astype(np.float64)
+    faces = triangles.astype(np.int64)
+    corners = vertices[faces]
+    volume = np.einsum("ni,ni->", corners[:, 0], np.cross(corners[:, 1], corners[:, 2]))
+    return vertices, np.ascontiguousarray(faces if volume > 0 else faces[:, ::-1])
+
+
+def _vertex_normals(vertices: NDArray[np.float64], faces: NDArray[np.int64]) -> Floats:
+    """Unit normals, faces weighted by area."""
+    corners = vertices[faces]
+    crossed = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    index = faces.reshape(-1)
+    spread = np.repeat(crossed, 3, axis=0)
+    summed = np.stack([np.bincount(index, spread[:, i], len(vertices)) for i in range(3)], axis=1)
+    length = np.linalg.norm(summed, axis=1, keepdims=True)
+    unit: Floats = np.where(length > 0, summed / np.where(length > 0, length, 1), (0.0, 1.0, 0.0)).astype(np.float32)
+    return unit
+
+
+def _colors_at(grid: DensityGrid, vertices: NDArray[np.float64]) -> Floats:
+    """Density-weighted colour at vertices (grid units), RGBA `[N, 4]`; bridges take it from their surroundings."""
+    from scipy import ndimage
+
+    sums = [grid.color_sums[..., i] for i in range(3)] + [grid.density]
+    near = [ndimage.map_coordinates(channel, vertices.T, order=1) for channel in sums]
+    if bool((near[3] < 1e-3).any()):
+        wide = [ndimage.gaussian_filter(channel, 3.0, truncate=6.0) for channel in sums]
+        far = [ndimage.map_coordinates(channel, vertices.T, order=1) for channel in wide]
+        near = [a + b * np.float32(1e-2) for a, b in zip(near, far, strict=True)]
+    weight = np.maximum(near[3], np.float32(1e-12))
+    colors = [(channel / weight).clip(0, 1) for channel in near[:3]]
+    return np.stack([*colors, np.ones_like(weight)], axis=1).astype(np.float32)
