@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
@@ -33,6 +33,8 @@ class Args:
     """Frames of the turntable, one turn."""
     fps: int = 30
     """Frames per second of the turntable."""
+    lighting: Literal["studio", "unlit"] = "studio"
+    """Light on a mesh: studio shows its shape, unlit its colours as stored. Gaussians carry their light."""
     fit: bool = False
     """First moves the object to the origin and scales it to fill the picture."""
     device: Annotated[str | None, arg(metavar="DEVICE")] = None
@@ -58,6 +60,7 @@ def run(args: Args) -> int:
         args.output if args.output is not None else args.file.with_name(f"{args.file.stem}-render.png"),
         view_deg=(args.azimuth or 0.0, args.elevation or 0.0) if one_view else None,
         turntable=turntable,
+        lighting=args.lighting,
         fit=args.fit,
         device=args.device,
         progress=StageLines(),
