@@ -73,6 +73,11 @@ def network_inputs(images: Tensor, cameras: Cameras, size: int) -> Tensor:
     return torch.cat([normalized, rays], dim=-3)
 
 
+def select_cameras(cameras: Cameras, views: slice) -> Cameras:
+    """A range of the views of batched cameras `[B, V]`."""
+    return Cameras(cameras.world_to_camera[:, views], cameras.intrinsics[:, views], cameras.height, cameras.width)
+
+
 def normalize_poses(cameras: Cameras, front: Cameras, radius: float = 1.5) -> Cameras:
     """Moves the world so that one camera becomes the front camera, as LGM's training does.
 
@@ -80,11 +85,11 @@ def normalize_poses(cameras: Cameras, front: Cameras, radius: float = 1.5) -> Ca
 
     Args:
         cameras: `[..., V]`.
-        front: one camera per object, `[...]`.
+        front: one camera per object, `[..., 1]`.
         radius: distance of the front camera from the new origin.
     """
     standard = cameras.world_to_camera.new_tensor(
         [[1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 0.0, 0.0], [0.0, 0.0, -1.0, radius], [0.0, 0.0, 0.0, 1.0]]
     )  # world to OpenCV camera of the front view
-    moved = cameras.world_to_camera @ front.camera_to_world[..., None, :, :] @ standard
+    moved = cameras.world_to_camera @ front.camera_to_world @ standard
     return Cameras(moved, cameras.intrinsics, cameras.height, cameras.width)

@@ -16,7 +16,7 @@ from maquette.cameras import Cameras
 from maquette.errors import InvalidInputError
 from maquette.gaussians import Gaussians
 from maquette.models.lgm.augment import random_grid_distortion, random_orbit_jitter
-from maquette.models.lgm.inputs import network_inputs, normalize_poses, resize_images
+from maquette.models.lgm.inputs import network_inputs, normalize_poses, resize_images, select_cameras
 from maquette.models.lgm.params import LGMParams
 from maquette.nn.lpips import LPIPS
 from maquette.nn.objective import ObjectiveResult
@@ -69,7 +69,7 @@ class LGMObjective:
             )
         input_cameras, target_cameras = inputs.cameras, targets.cameras
         if params.normalize_poses:
-            front = input_cameras[:, 0]
+            front = select_cameras(input_cameras, slice(0, 1))
             target_cameras = normalize_poses(target_cameras, front, params.camera_radius)
             input_cameras = normalize_poses(input_cameras, front, params.camera_radius)
         images = resize_images(inputs.composited(), params.input_size)
@@ -86,7 +86,9 @@ class LGMObjective:
             others = random_grid_distortion(images[:, 1:], params.grid_distortion_prob, generator)
             images = torch.cat([images[:, :1], others], dim=1)
         if params.camera_jitter_prob > 0:
-            jittered = random_orbit_jitter(cameras[:, 1:], params.camera_jitter_prob, generator)
+            jittered = random_orbit_jitter(
+                select_cameras(cameras, slice(1, None)), params.camera_jitter_prob, generator
+            )
             matrices = torch.cat([cameras.world_to_camera[:, :1], jittered.world_to_camera], dim=1)
             cameras = Cameras(matrices, cameras.intrinsics, cameras.height, cameras.width)
         return images, cameras
@@ -129,4 +131,5 @@ class LGMObjective:
     @staticmethod
     def _perceptual(lpips: LPIPS, reference: Tensor, predicted: Tensor) -> Tensor:
         resized = [resize_images(image, _LPIPS_SIZE).flatten(0, 1) * 2 - 1 for image in (reference, predicted)]
-        return lpips(*resized).mean()
+        distances: Tensor = lpips(*resized)
+        return distances.mean()

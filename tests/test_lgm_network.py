@@ -1,0 +1,224 @@
+"""The LGM networks against the official ones (goldens with stand-in weights), and ours for shape and start."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import golden_rules
+import numpy as np
+import pytest
+import torch
+from lgm_goldens import GOLDEN_MINI, PRESETS, golden, manifest, stand_in_inputs, stand_in_network
+from torch import Tensor, nn
+
+from maquette.errors import InvalidInputError
+from maquette.gaussians import Gaussians
+from maquette.models.lgm.inputs import default_cameras, network_inputs
+from maquette.models.lgm.network import LGM
+from maquette.models.lgm.params import LGM_MINI
+from maquette.views import Views
+
+FAST = ["mini", "tiny"]
+ALL = [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in PRESETS]
+PARAMETERS = {"mini": 3_612_032, "tiny": 59_743_360, "small": 412_958_240, "lrm": 412_958_240, "big": 415_042_848}
+
+
+def test_rules_reproduce_their_check_values() -> None:
+    assert golden_rules.selftest()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_state_dict_is_the_manifest(preset: str) -> None:
+    with torch.device("meta"):
+        state = LGM(PRESETS[preset]).state_dict()
+    expected = {name: spec["shape"] for name, spec in manifest(preset)["tensors"].items()}
+    assert {name: list(value.shape) for name, value in state.items()} == expected
+    assert list(state) == list(expected)
+    assert sum(value.numel() for value in state.values()) == PARAMETERS[preset]
+
+
+@pytest.mark.parametrize("preset", ALL)
+def test_network_matches_golden(preset: str) -> None:
+    data = golden(f"golden_{preset}")
+    network, inputs = stand_in_network(preset), stand_in_inputs(preset)
+    probes = _record_probes(network, [str(name) for name in data["probe_names"]])
+    probe = inputs.flatten()[data["input_probe_indices"]].numpy()
+    np.testing.assert_allclose(probe, data["input_probe_values"], atol=1e-6)
+    with torch.inference_mode():
+        raw = network.raw_gaussians(inputs)
+        gaussians = network(inputs)
+    rows = torch.from_numpy(data["gaussian_indices"])
+    assert gaussians.num_gaussians == data["n_gaussians"]
+    np.testing.assert_allclose(raw[0, rows].numpy(), data["raw_subset"], atol=1e-4)
+    np.testing.assert_allclose(_stats(raw[0]), data["raw_all"], atol=1e-4)
+    rotation = np.s_[:, 7:11]
+    tensor = _official_tensor(gaussians[0])
+    np.testing.assert_allclose(tensor[rows].numpy()[rotation], data["gaussians_subset"][rotation], atol=2e-4)
+    tensor_subset = tensor[rows].numpy()
+    tensor_subset[rotation] = data["gaussians_subset"][rotation]
+    np.testing.assert_allclose(tensor_subset, data["gaussians_subset"], atol=1e-4)
+    np.testing.assert_allclose(tensor.double().mean(0), data["gaussians_channel_mean"], atol=1e-4)
+    np.testing.assert_allclose(tensor.double().std(0, correction=0), data["gaussians_channel_std"], atol=1e-4)
+    _check_probes(probes, data)
+
+
+def _record_probes(network: LGM, names: list[str]) -> dict[str, Tensor]:
+    recorded: dict[str, Tensor] = {}
+
+    def recorder(name: str) -> Any:
+        def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            recorded[name] = output[0] if isinstance(output, tuple) else output
+
+        return record
+
+    for name in names:
+        network.get_submodule(name).register_forward_hook(recorder(name))
+    return recorded
+
+
+def _check_probes(probes: dict[str, Tensor], data: dict[str, Any]) -> None:
+    for index, name in enumerate(str(name) for name in data["probe_names"]):
+        value = probes[name]
+        assert list(value.shape) == json.loads(str(data["probe_shapes"][index]))
+        mean, std, largest = data["probe_stats"][index]
+        got = _stats(value)
+        np.testing.assert_allclose(got[:2], [mean, std], atol=1e-4 * std, err_msg=name)
+        tolerance = 1e-4 * max(1.0, largest)
+        np.testing.assert_allclose(got[2], largest, atol=tolerance, err_msg=name)
+        flat = value.flatten()[golden_rules.probe_indices(name, value.numel(), 16)].double().numpy()
+        np.testing.assert_allclose(flat, data["probe_values"][index][: len(flat)], atol=tolerance, err_msg=name)
+
+
+def _stats(value: Tensor) -> list[float]:
+    value = value.double()
+    return [float(value.mean()), float(value.std(correction=0)), float(value.abs().max())]
+
+
+def _official_tensor(gaussians: Gaussians) -> Tensor:
+    fields = [gaussians.means, gaussians.opacities[:, None], gaussians.scales, gaussians.quats, gaussians.colors]
+    return torch.cat(fields, dim=-1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_close_and_activates_in_float32(dtype: torch.dtype) -> None:
+    network, inputs = stand_in_network("mini"), stand_in_inputs("mini")
+    with torch.inference_mode():
+        exact = network(inputs)
+        half = network.to(dtype)(inputs)
+    assert half.means.dtype == torch.float32
+    assert float((half.colors - exact.colors).abs().mean()) < 0.03
+    torch.testing.assert_close(half.quats.norm(dim=-1), torch.ones(1, exact.num_gaussians))
+
+
+def test_old_checkpoints_normalise_rotations_over_all_gaussians() -> None:
+    network, inputs = stand_in_network("mini"), stand_in_inputs("mini")
+    network.params = dataclasses.replace(GOLDEN_MINI, rotation_axis="gaussians")
+    with torch.inference_mode():
+        quats = network(inputs).quats
+    torch.testing.assert_close(quats.norm(dim=1), torch.ones(1, 4))
+
+
+def test_views_are_mixed_and_ordered() -> None:
+    """Exchanging views 1 and 3 (pictures and rays) exchanges their blocks of Gaussians and nothing else."""
+    network, inputs = stand_in_network("mini"), stand_in_inputs("mini")
+    order = [0, 3, 2, 1]
+    with torch.inference_mode():
+        raw = network.raw_gaussians(inputs).reshape(4, -1, 14)
+        swapped = network.raw_gaussians(inputs[:, order]).reshape(4, -1, 14)
+        changed = inputs.clone()
+        changed[:, 1] = 0
+        other = network.raw_gaussians(changed).reshape(4, -1, 14)
+    torch.testing.assert_close(swapped, raw[order], atol=1e-4, rtol=0)
+    assert float((other[0] - raw[0]).abs().max()) > 1e-3
+
+
+def test_mini_fits_the_budget_and_starts_sensibly() -> None:
+    torch.manual_seed(0)
+    network = LGM(LGM_MINI).eval()
+    assert 7.5e6 < sum(p.numel() for p in network.parameters()) <= 8.35e6
+    images = torch.rand(4, 3, 16, 16).repeat_interleave(16, -1).repeat_interleave(16, -2)
+    inputs = network_inputs(images, default_cameras(), 256)[None]
+    with torch.inference_mode():
+        gaussians = network(inputs)[0].check_values()
+    assert gaussians.num_gaussians == 65_536
+    assert float(gaussians.opacities.mean()) == pytest.approx(0.1, abs=0.02)
+    assert float(gaussians.scales.mean()) == pytest.approx(0.012, abs=0.002)
+    assert float(gaussians.means.abs().max()) < 1.0
+    # Each Gaussian projects into its own cell and shows the colour under it.
+    cameras = default_cameras()
+    views = gaussians.map(lambda value: value.reshape(4, -1, *value.shape[1:]))
+    cells = torch.stack(torch.meshgrid(torch.arange(128.0), torch.arange(128.0), indexing="xy"), -1) * 2 + 1
+    for view in range(4):
+        local = views.means[view] @ cameras.world_to_camera[view, :3, :3].T + cameras.world_to_camera[view, :3, 3]
+        assert float((local[:, 2] - 1.5).abs().max()) < 0.6
+        pixel = (local @ cameras.intrinsics[view].T)[:, :2] / local[:, 2:]
+        assert float((pixel - cells.reshape(-1, 2)).abs().mean()) < 1.0
+        under = images[view, :, ::2, ::2].permute(1, 2, 0).reshape(-1, 3)
+        assert float((views.colors[view] - under).abs().mean()) < 0.06
+
+
+def test_mini_positions_are_exactly_on_the_rays_without_offset() -> None:
+    from maquette.models.lgm.activation import activate_gaussians
+
+    cameras = default_cameras(20.0)
+    inputs = network_inputs(torch.zeros(4, 3, 256, 256), cameras, 256)[None]
+    raw = torch.zeros(1, LGM_MINI.num_gaussians, 15)
+    raw[..., 0] = 0.3
+    means = activate_gaussians(raw, inputs, LGM_MINI).means.reshape(4, 128, 128, 3)
+    origins, directions = cameras.resized(128, 128).rays()
+    away = torch.linalg.cross(means - origins, directions).norm(dim=-1)
+    assert float(away.max()) < 1e-4
+    closest = origins - directions * (origins * directions).sum(-1, keepdim=True)
+    along = ((means - closest) * directions).sum(-1)
+    torch.testing.assert_close(along, torch.full_like(along, 0.9 * float(np.tanh(0.3 / 0.9))), atol=1e-4, rtol=0)
+
+
+def test_wrong_shapes_are_named() -> None:
+    network = LGM(GOLDEN_MINI)
+    with pytest.raises(InvalidInputError, match=r"\[4, 9, 64, 64\].*got \[1, 3, 9, 64, 64\]"):
+        network(torch.zeros(1, 3, 9, 64, 64))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"splat_size": 64}, "splat_size"),
+        ({"up_channels": (64, 64)}, "up_channels"),
+        ({"down_channels": (16, 64, 128)}, "multiples of 32"),
+        ({"down_attention": (True,)}, "same length"),
+        ({"camera_jitter_prob": 1.5}, "camera_jitter_prob"),
+    ],
+)
+def test_params_are_checked(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        dataclasses.replace(GOLDEN_MINI, **changes)
+
+
+def test_reconstructor_takes_one_object_or_a_batch() -> None:
+    from maquette.models.lgm.reconstructor import LGMReconstructor
+
+    reconstruct = LGMReconstructor(stand_in_network("mini"))
+    rgba = torch.rand(4, 4, 96, 96)
+    views = Views(rgba, default_cameras(0.0, 96))
+    one = reconstruct(views)
+    assert one.batch_shape == () and one.num_gaussians == 4096
+    batch = Views(rgba[None].expand(2, -1, -1, -1, -1), default_cameras(0.0, 96).reshape(1, 4)[[0, 0]])
+    both = reconstruct(batch)
+    assert both.batch_shape == (2,)
+    torch.testing.assert_close(both[1].means, one.means, atol=1e-4, rtol=0)
+    transparent = rgba.clone()
+    transparent[:, :3] = torch.where(rgba[:, 3:] == 0, 0.0, rgba[:, :3])
+    white = torch.cat([views.composited(), torch.ones(4, 1, 96, 96)], dim=1)
+    torch.testing.assert_close(reconstruct(Views(white, views.cameras)).means, one.means, atol=1e-4, rtol=0)
+
+
+def test_reconstructor_refuses_three_views_and_warns_about_the_radius() -> None:
+    from maquette.models.lgm.reconstructor import LGMReconstructor
+
+    reconstruct = LGMReconstructor(stand_in_network("mini"))
+    with pytest.raises(InvalidInputError, match="exactly 4 views"):
+        reconstruct(Views(torch.rand(3, 4, 64, 64), default_cameras(0.0, 64)[:3]))
+    with pytest.warns(UserWarning, match=r"2\.50"):
+        reconstruct(Views(torch.rand(4, 4, 64, 64), default_cameras(0.0, 64, radius=2.5)))
