@@ -1,0 +1,340 @@
+"""Gaussian rasterizer on NVIDIA GPUs: CUDA C++ kernels (`gaussian_*.cu`) compiled at first use through NVRTC.
+
+All views of all items go through each kernel together. Forward: project and count per tile; segment the pair list
+(one host synchronisation, to allocate it); write the pairs; order every tile's segment by depth; blend. The image is
+the same to the last bit in every run. Backward: blend again, adding the gradients of the projected Gaussians; then one
+pass per Gaussian over its views. Its floating-point atomics make the last digits of gradients vary between runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from maquette.errors import InvalidInputError, UnsupportedError
+from maquette.raster.nvrtc import launch, load_kernels
+
+TILE = 16
+"""Side of a tile in pixels; the kernels are written for it."""
+MEDIUM_TILE_PAIRS = 1024
+"""A tile with more Gaussians is sorted by a larger block."""
+LARGE_TILE_PAIRS = 4096
+"""A tile with more Gaussians is sorted in global memory instead of shared memory."""
+MAX_INDEX = 2**31 - 1
+"""Most projected Gaussians (items x views x N), tiles and (tile, Gaussian) pairs of one call."""
+
+_PROJECT_THREADS = 256
+_SEGMENT_THREADS = 1024
+_BLEND_THREADS = 128
+_GRADIENT_THREADS = 128
+_RECORD_FLOATS = 8
+_GRADIENT_FLOATS = 12
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """Sizes of one call: items, views per item, Gaussians per item, image in pixels."""
+
+    items: int
+    views: int
+    count: int
+    height: int
+    width: int
+
+    @property
+    def images(self) -> int:
+        return self.items * self.views
+
+    @property
+    def tiles_x(self) -> int:
+        return math.ceil(self.width / TILE)
+
+    @property
+    def tiles_per_view(self) -> int:
+        return self.tiles_x * math.ceil(self.height / TILE)
+
+    @property
+    def tiles(self) -> int:
+        return self.images * self.tiles_per_view
+
+    @property
+    def records(self) -> int:
+        return self.images * self.count
+
+    def blend_arguments(self) -> tuple[int, ...]:
+        return (self.count, self.views, self.tiles_x, self.tiles_per_view, self.width, self.height)
+
+
+@dataclass(frozen=True)
+class _Bins:
+    """Projected Gaussians and, per tile, its segment of the pair list ordered front to back.
+
+    Attributes:
+        records: `[BV * N, 8]` float32, see gaussian_common.cuh.
+        pairs: record indices, int32.
+        segments: starts and ends of the tiles' segments, `[2, T]` int32.
+    """
+
+    records: Tensor
+    pairs: Tensor
+    segments: Tensor
+
+
+def rasterize(
+    means: Tensor,
+    quats: Tensor,
+    scales: Tensor,
+    opacities: Tensor,
+    colors: Tensor,
+    world_to_camera: Tensor,
+    intrinsics: Tensor,
+    height: int,
+    width: int,
+    background: Tensor,
+    scale_modifier: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Renders every set of Gaussians from every camera of its item; see `reference.rasterize` for the semantics.
+
+    Args:
+        means, quats, scales: `[B, N, 3]`, `[B, N, 4]`, `[B, N, 3]` on one CUDA device; computed in float32.
+        opacities: `[B, N]`.
+        colors: `[B, N, 3]`.
+        world_to_camera, intrinsics: `[B, V, 4, 4]`, `[B, V, 3, 3]`.
+        height, width: image size in pixels, > 0.
+        background: `[B, V, 3]`.
+        scale_modifier: factor on all scales.
+
+    Returns:
+        Colour `[B, V, 3, H, W]`, depth `[B, V, H, W]` and alpha `[B, V, H, W]`, differentiable (once) in the first
+        five arguments.
+
+    Raises:
+        InvalidInputError: the tensors are not on a CUDA device.
+        UnsupportedError: more than 2^31 - 1 projected Gaussians, tiles or pairs, or a GPU older than Ampere.
+        MissingDependencyError: cuda-core or NVRTC is missing.
+    """
+    if means.device.type != "cuda":
+        raise InvalidInputError(f"the CUDA backend needs CUDA tensors, got {means.device}: move them with .to('cuda')")
+    constants = [_kernel_ready(t.detach()) for t in (world_to_camera, intrinsics, background)]
+    values = [_kernel_ready(t) for t in (means, quats, scales, opacities, colors)]
+    apply: Callable[..., tuple[Tensor, Tensor, Tensor]] = _Rasterize.apply
+    return apply(*values, *constants, height, width, scale_modifier)
+
+
+def _kernel_ready(value: Tensor) -> Tensor:
+    """The values as contiguous float32 at an address that 16-byte loads accept."""
+    value = value.to(torch.float32).contiguous()
+    return value.clone() if value.data_ptr() % 16 else value
+
+
+class _Rasterize(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        means: Tensor,
+        quats: Tensor,
+        scales: Tensor,
+        opacities: Tensor,
+        colors: Tensor,
+        world_to_camera: Tensor,
+        intrinsics: Tensor,
+        background: Tensor,
+        height: int,
+        width: int,
+        scale_modifier: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        shape = _Shape(means.shape[0], world_to_camera.shape[1], means.shape[1], height, width)
+        if max(shape.records, shape.tiles) > MAX_INDEX:
+            raise UnsupportedError(
+                f"{shape.images} views of {shape.count} Gaussians at {height} x {width} pixels are more than the CUDA "
+                f"backend indexes ({MAX_INDEX} projected Gaussians or tiles): render fewer views per call"
+            )
+        gaussians = (means, quats, scales, opacities, colors)
+        with torch.cuda.device(means.device):
+            bins = _bin(shape, gaussians, world_to_camera, intrinsics, scale_modifier)
+            images = _blend(shape, bins, colors, background)
+        ctx.set_materialize_grads(False)
+        ctx.shape, ctx.scale_modifier = shape, scale_modifier
+        ctx.save_for_backward(*gaussians, world_to_camera, intrinsics, bins.records, bins.pairs, bins.segments, *images)
+        return images
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        gaussians, cameras, bins, images = saved[:5], saved[5:7], _Bins(*saved[7:10]), saved[10:]
+        with torch.cuda.device(gaussians[0].device):
+            records = _blend_backward(ctx.shape, bins, gaussians[4], images, upstream)
+            gradients = _project_backward(ctx.shape, gaussians, cameras, bins.records, records, ctx.scale_modifier)
+        return (*gradients, None, None, None, None, None, None)
+
+
+def _bin(
+    shape: _Shape,
+    gaussians: tuple[Tensor, ...],
+    world_to_camera: Tensor,
+    intrinsics: Tensor,
+    scale_modifier: float,
+) -> _Bins:
+    """Projects the Gaussians and lists them by tile, front to back. Synchronises with the host once."""
+    kernels = load_kernels("gaussian_bin.cu", ("project_and_count", "allocate_segments", "write_pairs"))
+    device = world_to_camera.device
+    records = torch.empty(shape.records, _RECORD_FLOATS, dtype=torch.float32, device=device)
+    depths = torch.empty(shape.records, dtype=torch.int32, device=device)
+    # Four 64-bit totals, then segment starts and write cursors; the cursors begin as counts.
+    workspace = torch.zeros(8 + 2 * shape.tiles, dtype=torch.int32, device=device)
+    totals, segments = workspace[:8], workspace[8:].view(2, shape.tiles)
+    lists = torch.empty(3, shape.tiles, dtype=torch.int32, device=device)  # medium and large tiles, scratch starts
+    blocks_per_view = math.ceil(shape.count / _PROJECT_THREADS)
+    blocks = shape.images * blocks_per_view
+    launch(
+        kernels["project_and_count"],
+        blocks,
+        _PROJECT_THREADS,
+        *gaussians,
+        world_to_camera,
+        intrinsics,
+        records,
+        depths,
+        segments[1],
+        shape.count,
+        shape.views,
+        blocks_per_view,
+        shape.width,
+        shape.height,
+        scale_modifier,
+    )
+    launch(
+        kernels["allocate_segments"],
+        math.ceil(shape.tiles / _SEGMENT_THREADS),
+        _SEGMENT_THREADS,
+        segments[1],
+        segments[0],
+        totals,
+        lists[0],
+        lists[1],
+        lists[2],
+        shape.tiles,
+        MEDIUM_TILE_PAIRS,
+        LARGE_TILE_PAIRS,
+    )
+    num_pairs, num_medium, num_large, large_pairs = totals.view(torch.int64).tolist()
+    if num_pairs > MAX_INDEX:
+        raise UnsupportedError(
+            f"{num_pairs} (tile, Gaussian) pairs are more than the CUDA backend indexes ({MAX_INDEX}): render fewer "
+            "views per call, or check that the scales are not far too large"
+        )
+    pairs = torch.empty(num_pairs, dtype=torch.int32, device=device)
+    launch(
+        kernels["write_pairs"],
+        blocks,
+        _PROJECT_THREADS,
+        records,
+        segments[1],
+        pairs,
+        shape.count,
+        blocks_per_view,
+        shape.width,
+        shape.height,
+    )
+    _sort(pairs, depths, segments, lists, (num_medium, num_large, large_pairs))
+    return _Bins(records, pairs, segments)
+
+
+def _sort(pairs: Tensor, depths: Tensor, segments: Tensor, lists: Tensor, totals: tuple[int, int, int]) -> None:
+    """Orders every segment by depth, ties by index. `totals`: medium tiles, large tiles, pairs of large tiles."""
+    num_medium, num_large, large_pairs = totals
+    if not pairs.numel():
+        return
+    kernels = load_kernels("gaussian_sort.cu", ("sort_small", "sort_medium", "sort_large"))
+    starts, ends = segments
+    launch(kernels["sort_small"], segments.shape[1], 128, pairs, depths, starts, ends)
+    launch(kernels["sort_medium"], num_medium, 512, pairs, depths, starts, ends, lists[0])
+    if num_large:
+        scratch = torch.empty(large_pairs, dtype=torch.int32, device=pairs.device)
+        launch(kernels["sort_large"], num_large, 1024, pairs, scratch, depths, starts, ends, lists[1], lists[2])
+
+
+def _blend(shape: _Shape, bins: _Bins, colors: Tensor, background: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Colour, depth and alpha images."""
+    size = (shape.items, shape.views, shape.height, shape.width)
+    color = colors.new_empty(*size[:2], 3, *size[2:])
+    depth, alpha = colors.new_empty(size), colors.new_empty(size)
+    kernel = load_kernels("gaussian_blend.cu", ("blend_forward",))["blend_forward"]
+    launch(
+        kernel,
+        shape.tiles,
+        _BLEND_THREADS,
+        bins.records,
+        colors,
+        background,
+        bins.pairs,
+        bins.segments[0],
+        bins.segments[1],
+        color,
+        depth,
+        alpha,
+        *shape.blend_arguments(),
+    )
+    return color, depth, alpha
+
+
+def _blend_backward(
+    shape: _Shape, bins: _Bins, colors: Tensor, images: tuple[Tensor, ...], upstream: tuple[Tensor | None, ...]
+) -> Tensor:
+    """Gradients of the records `[BV * N, 12]`, laid out as gaussian_blend.cu says."""
+    gradients = bins.records.new_zeros(shape.records, _GRADIENT_FLOATS)
+    images_in = [None if g is None else g.contiguous() for g in upstream]
+    kernel = load_kernels("gaussian_blend.cu", ("blend_backward",))["blend_backward"]
+    launch(
+        kernel,
+        shape.tiles,
+        _BLEND_THREADS,
+        bins.records,
+        colors,
+        bins.pairs,
+        bins.segments[0],
+        bins.segments[1],
+        *images,
+        *images_in,
+        gradients,
+        *shape.blend_arguments(),
+    )
+    return gradients
+
+
+def _project_backward(
+    shape: _Shape,
+    gaussians: tuple[Tensor, ...],
+    cameras: tuple[Tensor, ...],
+    records: Tensor,
+    record_gradients: Tensor,
+    scale_modifier: float,
+) -> tuple[Tensor, ...]:
+    """Gradients of means, quats, scales, opacities and colors."""
+    gradients = [torch.empty_like(value) for value in gaussians]
+    kernel = load_kernels("gaussian_grad.cu", ("project_backward",))["project_backward"]
+    blocks_per_item = math.ceil(shape.count / _GRADIENT_THREADS)
+    launch(
+        kernel,
+        shape.items * blocks_per_item,
+        _GRADIENT_THREADS,
+        *gaussians[:4],
+        *cameras,
+        records,
+        record_gradients,
+        *gradients,
+        shape.count,
+        shape.views,
+        blocks_per_item,
+        shape.width,
+        shape.height,
+        scale_modifier,
+    )
+    return tuple(gradients)

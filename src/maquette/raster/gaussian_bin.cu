@@ -1,0 +1,245 @@
+// Binning: projects every Gaussian into every view, counts the Gaussians of each tile, gives each tile a segment of
+// the pair list and writes the Gaussians into it, in no particular order (gaussian_sort.cu orders the segments).
+#include "gaussian_common.cuh"
+
+namespace {
+
+constexpr int WIDE = 32;             // a Gaussian that may touch more tiles than this is spread over its warp
+constexpr float CULL_SLACK = 0.02f;  // in log2(alpha): culling errs on the side of keeping
+
+// A float whose products and sums the compiler must not fuse: counting and writing must agree on every tile.
+struct Real {
+    float value;
+};
+__device__ __forceinline__ Real operator*(Real a, Real b) { return {__fmul_rn(a.value, b.value)}; }
+__device__ __forceinline__ Real operator+(Real a, Real b) { return {__fadd_rn(a.value, b.value)}; }
+__device__ __forceinline__ Real operator-(Real a, Real b) { return {__fadd_rn(a.value, -b.value)}; }
+__device__ __forceinline__ Real operator/(Real a, Real b) { return {__fdiv_rn(a.value, b.value)}; }
+__device__ __forceinline__ Real root(Real a) { return {__fsqrt_rn(fmaxf(a.value, 0.0f))}; }
+__device__ __forceinline__ Real clamp(Real a, Real low, Real high) {
+    return {fminf(fmaxf(a.value, low.value), high.value)};
+}
+
+// Where a Gaussian reaches alpha 1/255: the ellipse |.| <= reach about (u, v), cut to the tile rectangle [x0, x1) x
+// [y0, y1). At height e above the centre it spans slope * e -+ sqrt((reach - e^2 / var_y) * width_scale); it is
+// widest to the right at e = peak, to the left at -peak, and ends at e = -+top.
+struct Footprint {
+    Real u, v, reach, inv_var_y, width_scale, slope, peak, top;
+    int x0, x1, y0, y1;
+    u32 payload, first_tile;
+};
+
+struct Grid {
+    int width, height, tiles_x, tiles_y;
+};
+
+// Truncating conversion that stays in [0, limit] for every input, NaN and infinities included.
+__device__ __forceinline__ int tile_index(Real pixels, int limit) {
+    return (int)fminf(fmaxf(__fmul_rn(pixels.value, 1.0f / TILE), 0.0f), (float)limit);
+}
+
+__device__ __forceinline__ Footprint footprint(float4 r0, float4 r1, Grid grid) {
+    Footprint f;
+    const Real conic_xx = Real{r0.z} / Real{-HALF_LOG2E};
+    f.u = {r0.x};
+    f.v = {r0.y};
+    const Real var_y = {r1.w};
+    f.reach = (Real{r1.y} - Real{LOG2_MIN_ALPHA - CULL_SLACK}) / Real{HALF_LOG2E};
+    f.inv_var_y = Real{1.0f} / var_y;
+    f.width_scale = Real{1.0f} / conic_xx;
+    f.slope = Real{r0.w} / (Real{-2.0f} * Real{r0.z});
+    const Real var_x = Real{r1.x} / Real{r0.z} * var_y, cov = f.slope * var_y;
+    f.peak = cov * root(f.reach / var_x);
+    f.top = root(f.reach * var_y);
+    // The rectangle of ceil(3 sigma) that decides visibility in the original renderer, in its pixel coordinates.
+    const Real middle = Real{0.5f} * (var_x + var_y), det = var_x * var_y - cov * cov;
+    const Real largest = middle + root(Real{fmaxf((middle * middle - det).value, 0.1f)});
+    const Real radius = {ceilf((Real{3.0f} * root(largest)).value)};
+    const Real x = f.u - Real{0.5f}, y = f.v - Real{0.5f}, up = Real{TILE - 1.0f};
+    const Real right = root(f.reach * var_x), last = Real{1.0f * TILE};
+    f.x0 = max(tile_index(x - radius, grid.tiles_x), tile_index(x - right, grid.tiles_x));
+    f.x1 = min(tile_index(x + radius + up, grid.tiles_x), tile_index(x + right + last, grid.tiles_x));
+    f.y0 = max(tile_index(y - radius, grid.tiles_y), tile_index(y - f.top, grid.tiles_y));
+    f.y1 = min(tile_index(y + radius + up, grid.tiles_y), tile_index(y + f.top + last, grid.tiles_y));
+    return f;
+}
+
+// Tile columns [x, y) of one tile row whose pixel centres the ellipse can reach.
+__device__ __forceinline__ int2 columns(const Footprint& f, int row, Grid grid) {
+    const Real half = {0.5f};
+    const Real above = Real{row * TILE + 0.5f} - f.v;
+    const Real below = Real{fminf(row * TILE + TILE - 0.5f, grid.height - 0.5f)} - f.v;
+    const Real low = {fmaxf(above.value, -f.top.value)}, high = {fminf(below.value, f.top.value)};
+    if (low.value > high.value) return make_int2(0, 0);
+    const Real right_at = clamp(f.peak, low, high), left_at = clamp(Real{-f.peak.value}, low, high);
+    const Real right_half = root((f.reach - right_at * right_at * f.inv_var_y) * f.width_scale);
+    const Real left_half = root((f.reach - left_at * left_at * f.inv_var_y) * f.width_scale);
+    const Real right = f.u + f.slope * right_at + right_half, left = f.u + f.slope * left_at - left_half;
+    const float last = floorf((right - half).value), first = fmaxf(ceilf((left - half).value), 0.0f);
+    if (!(first <= last)) return make_int2(0, 0);
+    return make_int2(max(f.x0, tile_index({first}, grid.tiles_x)),
+                     min(f.x1, tile_index({last + TILE}, grid.tiles_x)));
+}
+
+__device__ __forceinline__ Real from_lane(Real value, int lane) { return {__shfl_sync(FULL_WARP, value.value, lane)}; }
+
+__device__ __forceinline__ Footprint from_lane(const Footprint& f, int lane) {
+    Footprint g;
+    g.u = from_lane(f.u, lane);
+    g.v = from_lane(f.v, lane);
+    g.reach = from_lane(f.reach, lane);
+    g.inv_var_y = from_lane(f.inv_var_y, lane);
+    g.width_scale = from_lane(f.width_scale, lane);
+    g.slope = from_lane(f.slope, lane);
+    g.peak = from_lane(f.peak, lane);
+    g.top = from_lane(f.top, lane);
+    g.x0 = __shfl_sync(FULL_WARP, f.x0, lane);
+    g.x1 = __shfl_sync(FULL_WARP, f.x1, lane);
+    g.y0 = __shfl_sync(FULL_WARP, f.y0, lane);
+    g.y1 = __shfl_sync(FULL_WARP, f.y1, lane);
+    g.payload = __shfl_sync(FULL_WARP, f.payload, lane);
+    g.first_tile = __shfl_sync(FULL_WARP, f.first_tile, lane);
+    return g;
+}
+
+// Calls visit(tile, payload) for every tile of every live lane's Gaussian. All lanes of the warp must come here.
+template <class Visit>
+__device__ __forceinline__ void for_each_tile(bool live, const Footprint& f, Grid grid, Visit visit) {
+    const bool any = live && f.x1 > f.x0 && f.y1 > f.y0;
+    const bool wide = any && (f.x1 - f.x0) * (f.y1 - f.y0) > WIDE;
+    if (any && !wide) {
+        for (int row = f.y0; row < f.y1; ++row) {
+            const int2 span = columns(f, row, grid);
+            for (int x = span.x; x < span.y; ++x) visit(f.first_tile + row * grid.tiles_x + x, f.payload);
+        }
+    }
+    for (u32 left = __ballot_sync(FULL_WARP, wide); left; left &= left - 1) {
+        const Footprint g = from_lane(f, __ffs(left) - 1);
+        for (int row = g.y0 + (threadIdx.x & 31); row < g.y1; row += 32) {
+            const int2 span = columns(g, row, grid);
+            for (int x = span.x; x < span.y; ++x) visit(g.first_tile + row * grid.tiles_x + x, g.payload);
+        }
+    }
+}
+
+// Zero times a finite number is zero; NaN and infinities survive the sum.
+__device__ __forceinline__ float finite_probe(float3 p) { return p.x * 0.0f + p.y * 0.0f + p.z * 0.0f; }
+
+// The exclusive prefix sum of `value` over a block of 1024 threads; `total` receives the sum.
+__device__ __forceinline__ u32 block_prefix(u32 value, u32* total) {
+    __shared__ u32 sums[32];
+    const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    u32 inclusive = value;
+    for (int step = 1; step < 32; step *= 2) {
+        const u32 other = __shfl_up_sync(FULL_WARP, inclusive, step);
+        if (lane >= step) inclusive += other;
+    }
+    if (lane == 31) sums[warp] = inclusive;
+    __syncthreads();
+    u32 before = 0, all = 0;
+    for (int i = 0; i < 32; ++i) {
+        all += sums[i];
+        if (i < warp) before += sums[i];
+    }
+    *total = all;
+    return before + inclusive - value;
+}
+
+}  // namespace
+
+// Writes the record of every Gaussian in every view, the bits of its depth (a sort key, since depths are positive)
+// when it is visible, and adds it to the counts of its tiles. Blocks of 256 threads, `blocks_per_view` for a view.
+extern "C" __global__ void __launch_bounds__(256)
+project_and_count(const float* __restrict__ means, const float4* __restrict__ quats, const float* __restrict__ scales,
+                  const float* __restrict__ opacities, const float* __restrict__ colors,
+                  const float4* __restrict__ world_to_camera, const float* __restrict__ intrinsics, float4* records,
+                  u32* depths, u32* counts, int count, int views, int blocks_per_view, int width, int height,
+                  float scale_modifier) {
+    const int bv = blockIdx.x / blocks_per_view;
+    const int n = (blockIdx.x - bv * blocks_per_view) * 256 + threadIdx.x;
+    const Grid grid = {width, height, (width + TILE - 1) / TILE, (height + TILE - 1) / TILE};
+    const size_t g = (size_t)bv * count + n;
+    bool visible = false;
+    float4 r0, r1 = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    Footprint f;
+    if (n < count) {
+        const size_t source = (size_t)(bv / views) * count + n;
+        const Camera camera = load_camera(world_to_camera, intrinsics, bv);
+        const float3 mean = load3(means, source);
+        const float opacity = __ldg(opacities + source);
+        const float z = dot3(camera.z, mean) + camera.z.w;
+        if (z > NEAR_Z && opacity >= MIN_ALPHA) {
+            const float4 q = __ldg(quats + source);
+            const float3 scale = load3(scales, source);
+            const Axes axes = scaled_axes(
+                q, make_float3(scale.x * scale_modifier, scale.y * scale_modifier, scale.z * scale_modifier));
+            const Splat s = project(camera, mean, axes, width, height);
+            const float det = determinant(s), w = inverse_w(s.p.z);
+            const float u = camera.fx * s.p.x * w + camera.cx, v = camera.fy * s.p.y * w + camera.cy;
+            r0 = make_float4(u, v, -HALF_LOG2E * (s.var_y / det), 2.0f * HALF_LOG2E * (s.cov / det));
+            r1 = make_float4(-HALF_LOG2E * (s.var_x / det), log2f(opacity), s.p.z, s.var_y);
+            const float probe = finite_probe(mean) + finite_probe(scale) + finite_probe(load3(colors, source)) +
+                                finite_probe(make_float3(u, v, det)) + finite_probe(make_float3(q.x, q.y, q.z)) +
+                                finite_probe(make_float3(q.w, opacity, r0.w));
+            visible = probe == 0.0f && det > 0.0f && r0.z < 0.0f && r1.x < 0.0f;
+            if (visible) {
+                f = footprint(r0, r1, grid);
+                visible = f.x1 > f.x0 && f.y1 > f.y0;
+            }
+        }
+        if (visible) {
+            records[2 * g] = r0;
+            depths[g] = __float_as_uint(r1.z);
+        }
+        records[2 * g + 1] = visible ? r1 : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    }
+    f.payload = 0;
+    f.first_tile = (u32)bv * (grid.tiles_x * grid.tiles_y);
+    for_each_tile(visible, f, grid, [=](u32 tile, u32) { atomicAdd(counts + tile, 1u); });
+}
+
+// Gives every tile a segment of the pair list and turns its count into a write cursor. Segments follow one another in
+// any order of the blocks of 1024 threads. Tiles of more than `medium` pairs are listed apart, and those of more than
+// `large` with a segment of scratch space.
+// totals: [0] pairs, [1] medium tiles, [2] large tiles, [3] pairs of large tiles.
+extern "C" __global__ void __launch_bounds__(1024)
+allocate_segments(u32* cursors, u32* starts, u64* totals, int* medium_tiles, int* large_tiles, u32* large_scratch,
+                  int tiles, u32 medium, u32 large) {
+    __shared__ u32 base;
+    const int tile = blockIdx.x * 1024 + threadIdx.x;
+    const u32 pairs = tile < tiles ? cursors[tile] : 0;
+    u32 total;
+    const u32 before = block_prefix(pairs, &total);
+    if (threadIdx.x == 0) base = (u32)atomicAdd(totals, (u64)total);
+    __syncthreads();
+    if (tile >= tiles) return;
+    starts[tile] = base + before;
+    cursors[tile] = base + before;
+    if (pairs > large) {
+        const int slot = (int)atomicAdd(totals + 2, 1ull);
+        large_tiles[slot] = tile;
+        large_scratch[slot] = (u32)atomicAdd(totals + 3, (u64)pairs);
+    } else if (pairs > medium) {
+        medium_tiles[atomicAdd(totals + 1, 1ull)] = tile;
+    }
+}
+
+// Writes the record index of every visible Gaussian into the segments of its tiles; cursors end at segment ends.
+extern "C" __global__ void __launch_bounds__(256)
+write_pairs(const float4* __restrict__ records, u32* cursors, u32* pairs, int count, int blocks_per_view, int width,
+            int height) {
+    const int bv = blockIdx.x / blocks_per_view;
+    const int n = (blockIdx.x - bv * blocks_per_view) * 256 + threadIdx.x;
+    const Grid grid = {width, height, (width + TILE - 1) / TILE, (height + TILE - 1) / TILE};
+    const size_t g = (size_t)bv * count + n;
+    bool visible = false;
+    Footprint f;
+    if (n < count) {
+        const float4 r1 = __ldg(records + 2 * g + 1);
+        visible = r1.z > 0.0f;
+        if (visible) f = footprint(__ldg(records + 2 * g), r1, grid);
+    }
+    f.payload = (u32)g;
+    f.first_tile = (u32)bv * (grid.tiles_x * grid.tiles_y);
+    for_each_tile(visible, f, grid, [=](u32 tile, u32 payload) { pairs[atomicAdd(cursors + tile, 1u)] = payload; });
+}

@@ -1,0 +1,161 @@
+// Orders the pairs of every tile front to back: by depth, then by record index, so that the order is unique however
+// the pairs were written. `depths` holds the bits of positive floats, which compare like the floats.
+#include "gaussian_common.cuh"
+
+namespace {
+
+// Bucket sort of one segment of at most CAPACITY pairs in shared memory. Buckets split the segment's own range of
+// depths evenly, so they hold few pairs each; within a bucket a pair's place is the number of smaller ones.
+template <int CAPACITY, int THREADS, int LOG2_BUCKETS>
+__device__ __forceinline__ void sort_segment(u32* segment, u32 pairs, const u32* __restrict__ depths) {
+    constexpr int EACH = CAPACITY / THREADS, BUCKETS = 1 << LOG2_BUCKETS, SHARE = BUCKETS / THREADS;
+    constexpr int WARPS = THREADS / 32;
+    static_assert(CAPACITY % THREADS == 0 && BUCKETS % THREADS == 0, "threads must divide the work");
+    __shared__ uint2 sorted[CAPACITY];
+    __shared__ u32 ends[BUCKETS], lows[WARPS], highs[WARPS], sums[WARPS];
+    const u32 tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
+
+    u32 depth[EACH], index[EACH], low = 0xffffffffu, high = 0;
+#pragma unroll
+    for (int k = 0; k < EACH; ++k) {
+        const u32 i = tid + k * THREADS;
+        if (i >= pairs) break;
+        index[k] = segment[i];
+        depth[k] = __ldg(depths + index[k]);
+        low = min(low, depth[k]);
+        high = max(high, depth[k]);
+    }
+    low = __reduce_min_sync(FULL_WARP, low);
+    high = __reduce_max_sync(FULL_WARP, high);
+    if (lane == 0) {
+        lows[warp] = low;
+        highs[warp] = high;
+    }
+    for (int i = tid; i < BUCKETS; i += THREADS) ends[i] = 0;
+    __syncthreads();
+    for (int i = 0; i < WARPS; ++i) {
+        low = min(low, lows[i]);
+        high = max(high, highs[i]);
+    }
+    const int shift = max(32 - __clz(high - low) - LOG2_BUCKETS, 0);
+
+#pragma unroll
+    for (int k = 0; k < EACH; ++k)
+        if (tid + k * THREADS < pairs) atomicAdd(ends + ((depth[k] - low) >> shift), 1u);
+    __syncthreads();
+
+    u32 share[SHARE], sum = 0;  // exclusive prefix sum over the buckets
+#pragma unroll
+    for (int i = 0; i < SHARE; ++i) {
+        share[i] = sum;
+        sum += ends[tid * SHARE + i];
+    }
+    u32 inclusive = sum;
+    for (int step = 1; step < 32; step *= 2) {
+        const u32 other = __shfl_up_sync(FULL_WARP, inclusive, step);
+        if (lane >= step) inclusive += other;
+    }
+    if (lane == 31) sums[warp] = inclusive;
+    __syncthreads();
+    u32 before = inclusive - sum;
+    for (int i = 0; i < WARPS; ++i)
+        if (i < warp) before += sums[i];
+#pragma unroll
+    for (int i = 0; i < SHARE; ++i) ends[tid * SHARE + i] = before + share[i];
+    __syncthreads();
+
+#pragma unroll
+    for (int k = 0; k < EACH; ++k)  // turns the starts into ends
+        if (tid + k * THREADS < pairs)
+            sorted[atomicAdd(ends + ((depth[k] - low) >> shift), 1u)] = make_uint2(depth[k], index[k]);
+    __syncthreads();
+
+    for (u32 i = tid; i < pairs; i += THREADS) {
+        const uint2 own = sorted[i];
+        const u32 bucket = (own.x - low) >> shift;
+        const u32 first = bucket ? ends[bucket - 1] : 0, end = ends[bucket];
+        u32 place = first;
+        for (u32 j = first; j < end; ++j) {
+            const uint2 other = sorted[j];
+            place += other.x < own.x || (other.x == own.x && other.y < own.y);
+        }
+        segment[place] = own.y;
+    }
+}
+
+}  // namespace
+
+// One block a tile; tiles of more pairs than fit are left to the kernels below.
+extern "C" __global__ void __launch_bounds__(128)
+sort_small(u32* pairs, const u32* depths, const u32* starts, const u32* ends) {
+    const u32 start = starts[blockIdx.x], size = ends[blockIdx.x] - start;
+    if (size > 1 && size <= 1024) sort_segment<1024, 128, 10>(pairs + start, size, depths);
+}
+
+// One block a listed tile.
+extern "C" __global__ void __launch_bounds__(512)
+sort_medium(u32* pairs, const u32* depths, const u32* starts, const u32* ends, const int* tiles) {
+    const u32 start = starts[tiles[blockIdx.x]], size = ends[tiles[blockIdx.x]] - start;
+    sort_segment<4096, 512, 11>(pairs + start, size, depths);
+}
+
+// One block a listed tile of any size: a stable radix sort by the bytes of the index, then of the depth, between the
+// segment and a scratch segment of the same size. Bytes that are equal throughout cost one pass of reading.
+extern "C" __global__ void __launch_bounds__(1024)
+sort_large(u32* pairs, u32* scratch, const u32* depths, const u32* starts, const u32* ends, const int* tiles,
+           const u32* scratch_starts) {
+    __shared__ u32 places[32][256];  // of the digits within a round, per warp
+    __shared__ u32 offsets[256], counts[256];
+    const u32 tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
+    const u32 start = starts[tiles[blockIdx.x]], size = ends[tiles[blockIdx.x]] - start;
+    u32* from = pairs + start;
+    u32* to = scratch + scratch_starts[blockIdx.x];
+
+    for (int pass = 0; pass < 8; ++pass) {
+        const int shift = (pass & 3) * 8;
+        if (tid < 256) counts[tid] = 0;
+        __syncthreads();
+        for (u32 i = tid; i < size; i += 1024) {
+            const u32 key = pass < 4 ? from[i] : __ldg(depths + from[i]);
+            atomicAdd(counts + ((key >> shift) & 255), 1u);
+        }
+        __syncthreads();
+        if (__syncthreads_or(tid < 256 && counts[tid] == size)) continue;
+        if (tid == 0) {
+            u32 sum = 0;
+            for (int i = 0; i < 256; ++i) {
+                offsets[i] = sum;
+                sum += counts[i];
+            }
+        }
+        for (u32 round = 0; round < size; round += 1024) {
+            for (int i = tid; i < 32 * 256; i += 1024) places[0][i] = 0;
+            __syncthreads();
+            const bool live = round + tid < size;
+            const u32 value = live ? from[round + tid] : 0;
+            const u32 key = !live ? 0 : pass < 4 ? value : __ldg(depths + value);
+            const u32 digit = live ? (key >> shift) & 255 : 256;
+            const u32 peers = __match_any_sync(FULL_WARP, digit);
+            const u32 rank = __popc(peers & ((1u << lane) - 1));
+            if (live && rank == 0) places[warp][digit] = __popc(peers);
+            __syncthreads();
+            if (tid < 256) {
+                u32 place = offsets[tid];
+                for (int i = 0; i < 32; ++i) {
+                    const u32 here = places[i][tid];
+                    places[i][tid] = place;
+                    place += here;
+                }
+                offsets[tid] = place;
+            }
+            __syncthreads();
+            if (live) to[places[warp][digit] + rank] = value;
+            __syncthreads();
+        }
+        u32* swap = from;
+        from = to;
+        to = swap;
+    }
+    if (from != pairs + start)
+        for (u32 i = tid; i < size; i += 1024) to[i] = from[i];
+}
