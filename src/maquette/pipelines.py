@@ -260,7 +260,7 @@ def _write(
 
 
 def _write_mesh_of(path: Path, gaussians: Gaussians) -> None:
-    from maquette.surface.gaussians import gaussians_to_mesh
+    from maquette.surface import gaussians_to_mesh
 
     write_mesh(path, gaussians_to_mesh(gaussians))
 

@@ -101,7 +101,7 @@ def _run(prog: str, arguments_type: type, run: Run, rest: list[str]) -> int:
     import tyro
 
     try:
-        parsed: Any = tyro.cli(arguments_type, prog=prog, args=rest, config=(tyro.conf.FlagCreatePairsOff,))
+        parsed: Any = tyro.cli(arguments_type, prog=prog, args=rest)
     except SystemExit as stop:  # tyro has printed help (0) or what is wrong with the arguments (2)
         return stop.code if isinstance(stop.code, int) else EXIT_USAGE
     return run(parsed)

@@ -6,12 +6,14 @@ import dataclasses
 import json
 from dataclasses import dataclass
 
+from tyro.conf import FlagCreatePairsOff
+
 
 @dataclass(frozen=True)
 class Args:
     """Says what this machine can do, checks that rendering works, and exits with 1 when something is broken."""
 
-    json: bool = False
+    json: FlagCreatePairsOff[bool] = False
     """Print the findings as JSON."""
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from maquette.cli.console import StageLines, size_text
 
@@ -35,7 +35,7 @@ class Args:
     """Frames per second of the turntable."""
     lighting: Literal["studio", "unlit"] = "studio"
     """Light on a mesh: studio shows its shape, unlit its colours as stored. Gaussians carry their light."""
-    fit: bool = False
+    fit: FlagCreatePairsOff[bool] = False
     """First moves the object to the origin and scales it to fill the picture."""
     device: Annotated[str | None, arg(metavar="DEVICE")] = None
     """cpu, cuda or cuda:N; by default the GPU if there is one."""
