@@ -213,10 +213,11 @@ def _render_all(
     while waiting:
         suspects: list[Asset] = []
         yield from _render_in_pool(waiting, suspects, root, options, device, workers)
-        for asset in suspects:  # a worker died (out of memory, a crash in a library): each one alone, to find which
-            again: list[Asset] = []
-            yield from _render_in_pool(deque([asset]), again, root, options, device, 1)
-            if again:
+        again = deque(suspects)  # a worker died (out of memory, a crash in a library): one by one, to find which
+        while again:
+            dead: list[Asset] = []
+            yield from _render_in_pool(again, dead, root, options, device, 1)
+            for asset in dead:
                 yield Outcome(asset.info, failure="the process that rendered it died (out of memory?)")
 
 
@@ -225,12 +226,13 @@ def _render_in_pool(
 ) -> Iterator[Outcome]:
     """Renders until `waiting` is empty or a worker dies; then `suspects` gets what was being rendered."""
     context = multiprocessing.get_context("spawn")
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = max(1, (os.cpu_count() or 1) // workers) if device == "cpu" else 1
+    most = 2 * workers if workers > 1 else 1
     running: dict[Future[Outcome], Asset] = {}
     with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(threads,)) as pool:
         while waiting or running:
             try:
-                while waiting and len(running) < 2 * workers:
+                while waiting and len(running) < most:
                     running[pool.submit(render_asset, waiting[0], root, options, device)] = waiting[0]
                     waiting.popleft()
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -243,7 +245,6 @@ def _render_in_pool(
 
 
 def _start_worker(threads: int) -> None:
-    import numba
-
+    """Shares the CPU cores among the workers; Numba reads its limit when the CPU rasterizer is first imported."""
+    os.environ["NUMBA_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))

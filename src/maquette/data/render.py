@@ -205,7 +205,7 @@ def write_object(
     }
     (folder / "transforms.json").write_text(json.dumps(document) + "\n", encoding="utf-8")
     count = len(pictures)
-    return [pictures[i] for i in sorted({0, min(5, count - 1), (2 * count) // 3})]
+    return [pictures[i] for i in sorted({0, count // 3, 2 * count // 3})]
 
 
 def _save(path: Path, pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> None:
