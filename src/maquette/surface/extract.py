@@ -20,8 +20,8 @@ _MIN_OPACITY = 0.02
 """Fainter Gaussians are left out: a feed-forward network parks the ones it does not need at low opacity."""
 _MIN_DENSITY = 0.05
 """A scene whose typical density is below is fog."""
-_CLOSING_RADII = (2, 4, 8)
-"""Holes of the shell up to twice this many cells are bridged to find the interior; the smallest that works wins."""
+_CLOSING_SHARES = (1 / 80, 1 / 40, 1 / 20, 1 / 12)
+"""Holes of the shell up to twice this share of the size are bridged to find the interior; the smallest one wins."""
 _MIN_INTERIOR = 0.05
 """An interior smaller than this share of the shell does not count."""
 _MARGIN = 4
@@ -161,7 +161,7 @@ def _surface_field(grid: DensityGrid, threshold: float, fill_interior: bool, min
         small = volumes < min_part * volumes.max()
         small[0] = False
         field[ndimage.binary_dilation(small[labels], iterations=2) & (~solid | small[labels])] = 0
-    smoothed: Floats = ndimage.gaussian_filter(field, 0.7)
+    smoothed: Floats = ndimage.gaussian_filter(field, 1.0)
     return smoothed
 
 
@@ -169,11 +169,12 @@ def _filled(shell: Mask) -> Mask:
     """The shell with its interior, and the bridges that close it; the shell itself when it has no interior."""
     from scipy import ndimage
 
-    pad = max(_CLOSING_RADII) + 2
+    radii = [max(2, round(share * max(shell.shape))) for share in _CLOSING_SHARES]
+    pad = radii[-1] + 2
     padded = np.pad(shell, pad)
     distance = ndimage.distance_transform_edt(~padded)
-    smallest = _CLOSING_RADII[0]
-    for radius in _CLOSING_RADII:
+    smallest = radii[0]
+    for radius in radii:
         # Outside is what a ball of this radius reaches from the border of the grid without touching the shell.
         free, _ = ndimage.label(distance > radius)
         core = (free > 0) & (free != free[0, 0, 0])
