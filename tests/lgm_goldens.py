@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import golden_rules
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+import golden_rules
 from maquette.models.lgm.inputs import default_cameras, network_inputs
 from maquette.models.lgm.network import LGM
 from maquette.models.lgm.params import LGM_BIG, LGM_LRM, LGM_SMALL, LGM_TINY, LGMParams

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from golden_rules import image_batch
 from lgm_goldens import GOLDEN_MINI, golden
-
 from maquette.cameras import Cameras
 from maquette.errors import InvalidInputError
 from maquette.models.lgm import official

@@ -6,13 +6,13 @@ import dataclasses
 import json
 from typing import Any
 
-import golden_rules
 import numpy as np
 import pytest
 import torch
-from lgm_goldens import GOLDEN_MINI, PRESETS, golden, manifest, stand_in_inputs, stand_in_network
 from torch import Tensor, nn
 
+import golden_rules
+from lgm_goldens import GOLDEN_MINI, PRESETS, golden, manifest, stand_in_inputs, stand_in_network
 from maquette.errors import InvalidInputError
 from maquette.gaussians import Gaussians
 from maquette.models.lgm.inputs import default_cameras, network_inputs
@@ -26,7 +26,14 @@ PARAMETERS = {"mini": 3_612_032, "tiny": 59_743_360, "small": 412_958_240, "lrm"
 
 
 def test_rules_reproduce_their_check_values() -> None:
-    assert golden_rules.selftest()
+    """The published check values of the rules: first numbers and sums."""
+    conv = golden_rules.weight("public", "conv.weight", (14, 14, 1, 1))
+    np.testing.assert_allclose(conv.flatten()[:3], [0.19264823, -0.41842744, -0.10394374], atol=1e-6)
+    assert float(conv.astype(np.float64).sum()) == pytest.approx(4.287002310913522, abs=1e-6)
+    norm = golden_rules.weight("public", "unet.norm_out.weight", (128,))
+    assert float(norm.astype(np.float64).sum()) == pytest.approx(128.92614924907684, abs=1e-6)
+    images = golden_rules.image_batch("public", "lgm_mini", 4, 64, 64)
+    assert float(images.astype(np.float64).sum()) == pytest.approx(24565.908998714294, abs=1e-3)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

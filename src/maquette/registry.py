@@ -1,0 +1,236 @@
+"""Models by name: family, parameters, where their weights are. The one place that lists them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from maquette.errors import InvalidInputError, WeightsError
+from maquette.hub import HubFile
+from maquette.models.lgm.params import LGM_BIG, LGM_LRM, LGM_MINI, LGM_SMALL, LGM_TINY, LGMParams
+from maquette.weights import find_weights, load_strictly, read_metadata, read_weights
+
+if TYPE_CHECKING:
+    import torch
+
+    from maquette.gaussians import Gaussians
+    from maquette.models.lgm.network import LGM
+    from maquette.models.lgm.reconstructor import LGMReconstructor
+    from maquette.views import Views
+
+    Reconstruct = Callable[[Views], Gaussians]
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """What is known about a model without its weights.
+
+    Attributes:
+        name: registry name.
+        family: folder under `maquette.models`.
+        params: configuration of the network.
+        num_parameters: of the network.
+        license: of the weights, or of what could be trained.
+        summary: one line.
+        hub_file: published weights, or None.
+        embedded: whether the weights are part of maquette.
+    """
+
+    name: str
+    family: str
+    params: LGMParams
+    num_parameters: int
+    license: str
+    summary: str
+    hub_file: HubFile | None = None
+    embedded: bool = False
+
+    def build(self) -> LGM:
+        """The network with fresh weights."""
+        from maquette.models.lgm.network import LGM
+
+        return LGM(self.params)
+
+    @property
+    def how_to_get(self) -> str:
+        """What to do when the weights are not on this machine."""
+        if self.hub_file is not None:
+            return f"run: maquette models pull {self.name}   (without a network: {self.by_hand})"
+        if self.embedded:
+            return f"they come with a release of maquette; or train them: maquette train {self.name} --data DIR"
+        return (
+            f"none are published; train them: maquette train {self.name} --data DIR, "
+            f"or import yours: maquette models import FILE --model {self.name}"
+        )
+
+    @property
+    def by_hand(self) -> str:
+        """How to install published weights that were downloaded on another machine."""
+        if self.hub_file is None:
+            return f"maquette models import FILE --model {self.name}"
+        name = self.hub_file.filename
+        return f"fetch {self.hub_file.url} elsewhere, then run: maquette models import {name} --model {self.name}"
+
+
+LGM_BIG_FILE = HubFile(
+    repository="ashawkey/LGM",
+    filename="model_fp16_fixrot.safetensors",
+    revision="bc0097d24ffc5efc2e6a216edd579128f85f53ab",
+    sha256="744d6324656342c64f871308e73db97f0eb51858d94329b30090e986a6d050ab",
+    size_bytes=830_126_160,
+)
+"""The official weights of `lgm-big`, fine-tuned with the corrected rotation."""
+
+_ENTRIES = (
+    ModelEntry(
+        "lgm-mini",
+        "lgm",
+        LGM_MINI,
+        8_243_423,
+        "Apache-2.0",
+        "Ours: 65,536 Gaussians from four views, small enough to ship.",
+        embedded=True,
+    ),
+    ModelEntry(
+        "lgm-big",
+        "lgm",
+        LGM_BIG,
+        415_042_848,
+        "MIT",
+        "Official LGM, the published one: 65,536 Gaussians.",
+        hub_file=LGM_BIG_FILE,
+    ),
+    ModelEntry("lgm-small", "lgm", LGM_SMALL, 412_958_240, "none published", "Official preset: 16,384 Gaussians."),
+    ModelEntry(
+        "lgm-lrm", "lgm", LGM_LRM, 412_958_240, "none published", "Official defaults, the network of lgm-small."
+    ),
+    ModelEntry("lgm-tiny", "lgm", LGM_TINY, 59_743_360, "none published", "Official preset: 16,384 Gaussians."),
+)
+
+MODELS: dict[str, ModelEntry] = {entry.name: entry for entry in _ENTRIES}
+"""Registry name to entry, in the order to show them."""
+
+
+def get_entry(name: str) -> ModelEntry:
+    """The entry of a model.
+
+    Raises:
+        InvalidInputError: no such model; lists the valid names.
+    """
+    if name not in MODELS:
+        raise InvalidInputError(f"no model {name!r}: choose one of {', '.join(MODELS)}")
+    return MODELS[name]
+
+
+def build_network(name: str) -> LGM:
+    """The network of a model with fresh weights (torch's global generator).
+
+    Raises:
+        InvalidInputError: no such model.
+    """
+    return get_entry(name).build()
+
+
+def load_network(
+    name: str,
+    path: str | Path | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> LGM:
+    """A network with its weights, in evaluation mode.
+
+    Args:
+        name: registry name.
+        path: weights to use instead of those in the store or the package.
+        device: None is the CPU.
+        dtype: of the weights; None is float32 on the CPU and float16 elsewhere.
+
+    Raises:
+        InvalidInputError: no such model.
+        WeightsError: the weights are missing, broken or do not fit; says what to do.
+    """
+    import torch
+
+    from maquette.models.lgm.network import LGM
+
+    entry = get_entry(name)
+    source = Path(path) if path is not None else find_weights(name)
+    if source is None:
+        raise WeightsError(f"the weights of {name} are not on this machine: {entry.how_to_get}")
+    state, metadata = read_weights(source)
+    params = entry.params
+    if metadata.get("rotation_axis") == "gaussians":
+        params = dataclasses.replace(params, rotation_axis="gaussians")
+    target = torch.device(device if device is not None else "cpu")
+    with torch.random.fork_rng(devices=[]):  # building draws numbers that are thrown away
+        network = LGM(params)
+    load_strictly(network, state, source)
+    chosen = dtype or (torch.float32 if target.type == "cpu" else torch.float16)
+    return network.to(device=target, dtype=chosen).eval().requires_grad_(False)
+
+
+def load(
+    name_or_path: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+) -> LGMReconstructor:
+    """A model as a function from four views to Gaussians.
+
+    Args:
+        name_or_path: registry name, or a .safetensors file written by maquette (its metadata name the model).
+        device: None takes the GPU if there is one.
+        dtype: of the weights; None is float32 on the CPU and float16 elsewhere.
+
+    Raises:
+        InvalidInputError: neither a model nor a file.
+        WeightsError: the weights are missing, broken or do not fit.
+    """
+    import torch
+
+    from maquette.models.lgm.reconstructor import LGMReconstructor
+
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    text = str(name_or_path)
+    if text in MODELS:
+        return LGMReconstructor(load_network(text, None, device, dtype))
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise InvalidInputError(f"{text!r} is neither a model ({', '.join(MODELS)}) nor a .safetensors file")
+    model = read_metadata(path).get("model")
+    if model not in MODELS:
+        raise WeightsError(
+            f"{path} does not say which model it is of (metadata 'model' is {model!r}); convert it first: "
+            f"maquette models import {path} --model NAME"
+        )
+    return LGMReconstructor(load_network(model, path, device, dtype))
+
+
+def pull(name: str, *, endpoint: str | None = None) -> Path:
+    """Downloads, checks and installs the published weights of a model; returns the file in the store.
+
+    Args:
+        name: registry name.
+        endpoint: address of the hub; None takes `HF_ENDPOINT` or the public one.
+
+    Raises:
+        InvalidInputError: no such model, or nothing is published for it.
+        DownloadError: the download failed; says how to do it by hand.
+        WeightsError: the file does not fit the network.
+    """
+    from maquette.convert_checkpoint import import_checkpoint
+    from maquette.hub import discard_download, download
+
+    entry = get_entry(name)
+    if entry.hub_file is None:
+        published = [other.name for other in MODELS.values() if other.hub_file is not None]
+        raise InvalidInputError(
+            f"no weights of {name} are published: {entry.how_to_get}. Published: {', '.join(published)}"
+        )
+    file = entry.hub_file
+    downloaded = download(file, by_hand=f"Without a network: {entry.by_hand}", endpoint=endpoint)
+    origin = {"origin": file.url, "sha256": file.sha256}
+    installed = import_checkpoint(downloaded, name, facts=origin)
+    discard_download(file)
+    return installed
