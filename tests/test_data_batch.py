@@ -149,7 +149,7 @@ def test_damaged_archives_and_indexes_are_errors(assets: Path, tmp_path: Path) -
     for name, keep in (("set.tar", 2000), ("cut.tar.xz", 300)):
         packed = archive(assets, tmp_path / name)
         packed.write_bytes(packed.read_bytes()[:keep])
-        with pytest.raises(FileFormatError, match="truncated|unexpected end"), open_assets(packed):
+        with pytest.raises(FileFormatError, match=r"truncated|unexpected end"), open_assets(packed):
             pass
     (tmp_path / "noise.tar").write_bytes(os.urandom(4096))
     with pytest.raises(FileFormatError, match="readable tar"), open_assets(tmp_path / "noise.tar"):
