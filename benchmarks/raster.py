@@ -1,0 +1,29 @@
+"""`maquette bench raster` for machines without tyro: python benchmarks/raster.py [--device cuda|cpu] [-o DIR]."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from maquette.raster.bench import CPU_SCENES, GPU_SCENES, bench_scene
+from maquette.raster.bench_report import machine, markdown, write_report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--commit")
+    args = parser.parse_args()
+    device = torch.device(args.device, 0) if args.device == "cuda" else torch.device("cpu")
+    scenes = GPU_SCENES if args.device == "cuda" else CPU_SCENES
+    results = [bench_scene(scene, device) for scene in scenes]
+    where = machine(device, args.commit)
+    print(markdown(results, where))
+    write_report(results, where, args.output, f"raster_{args.device}")
+
+
+if __name__ == "__main__":
+    main()

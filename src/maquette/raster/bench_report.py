@@ -1,0 +1,142 @@
+"""What a run of the rasterizer benchmark leaves behind: JSON, a Markdown table and a bar chart."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from maquette import __version__
+from maquette.io.atomic import atomic_path, atomic_write_text
+from maquette.raster.bench import Measurement, SceneResult
+
+FORMAT = "maquette-bench-raster/1"
+COLORS = ("#2f6f4f", "#b0b7bd")
+BAR_HEIGHT, GAP, LABEL_WIDTH, PLOT_WIDTH, MARGIN = 22, 26, 330, 520, 24
+
+
+def machine(device: torch.device, commit: str | None = None) -> dict[str, str]:
+    """What the numbers depend on: card or processor, versions, commit, date.
+
+    Args:
+        device: where the benchmark ran.
+        commit: what to report when the sources are no git checkout.
+    """
+    cuda = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if cuda else f"{_processor()}, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "cuda": (torch.version.cuda or "none") if cuda else "none",
+        "python": platform.python_version(),
+        "maquette": __version__,
+        "commit": commit or _commit(),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+    }
+
+
+def write_report(results: Sequence[SceneResult], where: dict[str, str], folder: Path, name: str) -> list[Path]:
+    """Writes `name`.json, .md and .png into `folder` and returns their paths."""
+    paths = [folder / f"{name}{suffix}" for suffix in (".json", ".md", ".png")]
+    document = {
+        "format": FORMAT,
+        "machine": where,
+        "scenes": [dataclasses.asdict(result) | {"speedup": result.speedup()} for result in results],
+    }
+    atomic_write_text(paths[0], json.dumps(document, indent=2) + "\n")
+    atomic_write_text(paths[1], markdown(results, where))
+    with atomic_path(paths[2]) as temporary:
+        draw(results, where).save(temporary, format="PNG", optimize=True)
+    return paths
+
+
+def markdown(results: Sequence[SceneResult], where: dict[str, str]) -> str:
+    """The results as a table, with the machine above and the agreement below it."""
+    lines = [
+        "# Gaussian rasterizer: speed and memory",
+        "",
+        f"{where['device']}, torch {where['torch']}, CUDA {where['cuda']}, Python {where['python']}; "
+        f"maquette {where['maquette']}, commit {where['commit']}, {where['date']}.",
+        "",
+        "Milliseconds are medians. Forward renders colour, depth and alpha; with gradients adds those of all five "
+        "tensors of the Gaussians.",
+        "",
+        "| scene | backend | forward ms | with gradients ms | speed | peak MiB |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for result in results:
+        lines += [_row(result, measurement) for measurement in result.measurements]
+    agreements = [_agreement(result) for result in results if result.mean_color_difference is not None]
+    if agreements:
+        lines += ["", "Agreement of the first two backends:", "", *agreements]
+    return "\n".join(lines) + "\n"
+
+
+def _row(result: SceneResult, measurement: Measurement) -> str:
+    slowest = result.measurements[-1].total_ms
+    peak = "" if measurement.peak_mib is None else f"{measurement.peak_mib:,.0f}"
+    return (
+        f"| {result.scene.title} | {measurement.backend} | {measurement.forward_ms:.2f} | {measurement.total_ms:.2f} "
+        f"| {slowest / measurement.total_ms:.2f}x | {peak} |"
+    )
+
+
+def _agreement(result: SceneResult) -> str:
+    gradients = ", ".join(f"{name} {value:.1e}" for name, value in result.gradient_differences.items())
+    return (
+        f"- {result.scene.name}: colour {result.mean_color_difference:.1e} mean, {result.max_color_difference:.1e} "
+        f"largest difference; gradients relative by norm: {gradients}"
+    )
+
+
+def draw(results: Sequence[SceneResult], where: dict[str, str]) -> Image.Image:
+    """A bar per scene and backend: milliseconds with gradients, forward alone in a darker part."""
+    font = ImageFont.load_default(size=14)
+    rows = sum(len(result.measurements) for result in results)
+    height = 2 * MARGIN + 52 + rows * BAR_HEIGHT + len(results) * GAP
+    image = Image.new("RGB", (LABEL_WIDTH + PLOT_WIDTH + 120 + 2 * MARGIN, height), "white")
+    pen = ImageDraw.Draw(image)
+    pen.text((MARGIN, MARGIN), f"Render with gradients, ms (shorter is better); {where['device']}", "black", font)
+    y = MARGIN + 34
+    for result in results:
+        longest = max(measurement.total_ms for measurement in result.measurements)
+        pen.text((MARGIN, y), result.scene.title, "black", font)
+        y += GAP - 4
+        for rank, measurement in enumerate(result.measurements):
+            pen.text((MARGIN + 16, y), measurement.backend, "#444444", font)
+            left = MARGIN + LABEL_WIDTH
+            width = max(1, round(PLOT_WIDTH * measurement.total_ms / longest))
+            pen.rectangle((left, y + 1, left + width, y + BAR_HEIGHT - 5), COLORS[min(rank, 1)])
+            pen.text((left + width + 8, y), f"{measurement.total_ms:.2f}", "black", font)
+            y += BAR_HEIGHT
+        y += 4
+    return image
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _commit() -> str:
+    """The commit of the checkout that this file lies in, `MAQUETTE_COMMIT`, or "unknown"."""
+    given = os.environ.get("MAQUETTE_COMMIT")
+    if given:
+        return given
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip()
