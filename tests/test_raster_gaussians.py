@@ -117,7 +117,13 @@ def test_reference_gradients_by_finite_differences() -> None:
     assert each.min() > 1.1 / 255 and each.max() < 0.98, "every Gaussian must count in every pixel"
     assert scene.render("reference")[2].max() < 1 - 1e-3, "no pixel may stop early"
     values = [value.clone().requires_grad_() for value in scene.values]
-    assert torch.autograd.gradcheck(lambda *v: scene.render("reference", list(v)), values, eps=1e-6, atol=1e-6)
+    upstream = [g.double() for g in scene.upstream(5)]
+
+    def weighted_sums(*values: Tensor) -> tuple[Tensor, ...]:
+        outputs = scene.render("reference", list(values))
+        return tuple((output * g).sum() for output, g in zip(outputs, upstream, strict=True))
+
+    assert torch.autograd.gradcheck(weighted_sums, values, eps=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("backend", FAST_BACKENDS)
