@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from maquette.cameras import Cameras
 from maquette.data.dataset import RenderedDataset
 from maquette.data.layout import ObjectInfo
 from maquette.nn.objective import ObjectiveResult
+from maquette.training.checkpoint import list_checkpoints
 from maquette.training.config import AugmentConfig, OptimizerConfig, SamplingConfig, TrainConfig
 from maquette.training.loop import RunOptions, train
 from maquette.training.schedule import ScheduleConfig
@@ -100,22 +104,23 @@ class ColorNetwork(nn.Module):
 
 
 class ColorObjective:
-    """Mean squared error of a flat colour against the composited targets; noise on the inputs from the generator."""
+    """Mean squared error of a flat colour where the object is; noise on the inputs from the generator."""
 
-    def __init__(self, noise: float = 0.01, poison: Tensor | None = None) -> None:
+    def __init__(self, noise: float = 0.01, poison: range = range(0)) -> None:
         self.noise = noise
         self.calls = 0
-        self.poison_from = None if poison is None else int(poison)
+        self.poison = poison  # the calls whose loss is not a number
 
     def __call__(
         self, network: nn.Module, inputs: Views, targets: Views, generator: torch.Generator, training: bool
     ) -> ObjectiveResult:
         noise = torch.randn(inputs.images.shape, generator=generator) * self.noise
         colors = network(inputs.images + noise)
-        truth = targets.composited()
+        truth, alpha = targets.images[:, :, :3], targets.images[:, :, 3:]
         pictures = colors[:, None, :, None, None].expand_as(truth)
-        loss = F.mse_loss(pictures, truth)
-        if self.poison_from is not None and self.calls >= self.poison_from:
+        errors = ((pictures - truth).square() * alpha).flatten(1).mean(1)
+        loss = (errors / alpha.flatten(1).mean(1)).mean()
+        if self.calls in self.poison:
             loss = loss * float("nan")
         self.calls += 1
         return ObjectiveResult(loss, {"psnr": -10 * loss.detach().log10()}, pictures.detach(), truth)
@@ -146,31 +151,53 @@ def plain_config(**changes: object) -> TrainConfig:
     return make_config(augment=AugmentConfig(), accumulation=1, **changes)
 
 
-def main(mode: str, output: str, steps: str, batch_size: str) -> None:
-    """`crash`: the full stand-in with slow steps, to be killed; `parallel`: the deterministic one."""
-    dataset = make_dataset()
+class SlowObjective(ColorObjective):
+    """Leaves time to kill the run in the middle."""
+
+    def __call__(self, *args: Any) -> ObjectiveResult:
+        time.sleep(0.02)
+        return super().__call__(*args)
+
+
+def run_slow(output: str, steps: str) -> None:
+    """The full stand-in: accumulation, augmentation, dropout, averaged weights, beta1 cycling."""
     options = RunOptions(Path(output), device="cpu", save_every=2, log_every=5, quiet=True, tensorboard=False)
-    if mode == "crash":
+    train(make_config(steps=int(steps)), options, make_dataset(), build=lambda _: Task(ColorNetwork(), SlowObjective()))
 
-        class SlowObjective(ColorObjective):
-            def __call__(self, *args: object) -> ObjectiveResult:
-                time.sleep(0.02)
-                return super().__call__(*args)
 
-        config = make_config(steps=int(steps), batch_size=int(batch_size))
-        train(config, options, dataset, build=lambda _: Task(ColorNetwork(), SlowObjective()))
-        return
+def run_killed(output: str, steps: str, *kill_after: str) -> None:
+    """The same in child processes, each killed (SIGKILL) soon after a checkpoint of the steps given; the last not."""
+    import accelerate  # noqa: F401  (once here instead of once in each child)
+
+    statuses = []
+    for wanted in (*map(int, kill_after), None):
+        child = os.fork()
+        if child == 0:
+            run_slow(output, steps)
+            os._exit(0)
+        if wanted is not None:
+            while max((int(path.name[-8:]) for path in list_checkpoints(Path(output))), default=0) < wanted:
+                time.sleep(0.002)
+            time.sleep(0.013 * len(statuses))  # another phase of the step each time
+            os.kill(child, signal.SIGKILL)
+        statuses.append(os.waitpid(child, 0)[1])
+    assert statuses == [signal.SIGKILL] * len(kill_after) + [0], statuses
+
+
+def run_parallel(output: str, steps: str, batch_size: str) -> None:
+    """Nothing random but the data order; each process leaves its final weights."""
     config = plain_config(steps=int(steps), batch_size=int(batch_size))
-    gradients: list[np.ndarray] = []
+    tasks: list[Task] = []
 
     def build(task_config: TrainConfig) -> Task:
-        task = make_task(task_config, dropout=0.0, noise=0.0)
-        for parameter in task.network.parameters():
-            parameter.register_post_accumulate_grad_hook(lambda p: gradients.append(p.grad.numpy().copy()))
-        return task
+        tasks.append(make_task(task_config, dropout=0.0, noise=0.0))
+        return tasks[0]
 
-    train(config, options, dataset, build=build)
+    options = RunOptions(Path(output), device="cpu", quiet=True, tensorboard=False)
+    train(config, options, make_dataset(), build=build)
+    rank = os.environ.get("RANK", "0")
+    save_file(tasks[0].network.state_dict(), Path(output) / f"rank-{rank}.safetensors")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    {"slow": run_slow, "killed": run_killed, "parallel": run_parallel}[sys.argv[1]](*sys.argv[2:])

@@ -10,12 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import maquette
 from maquette.errors import WeightsError
-from maquette.io.atomic import atomic_write_bytes
 from maquette.training.config import TrainConfig
-
-FORMAT = "maquette-weights/1"
+from maquette.weights import write_weights
 
 
 def export_weights(
@@ -26,13 +23,11 @@ def export_weights(
     facts: Mapping[str, Any],
     license_text: str = "",
 ) -> None:
-    """Writes weights as fp16 with string metadata: format, model, step, config, training (`facts`), license, version.
+    """Writes weights as fp16 with metadata: model, step, config, training (`facts` as JSON), license.
 
     Raises:
         WeightsError: a weight is not finite in fp16.
     """
-    from safetensors.torch import save
-
     halves: dict[str, Tensor] = {}
     for name, value in tensors.items():
         half = value.detach().cpu().contiguous().clone()
@@ -42,12 +37,10 @@ def export_weights(
                 raise WeightsError(f"{name} is not finite as fp16: the weights diverged, export an earlier checkpoint")
         halves[name] = half
     metadata = {
-        "format": FORMAT,
         "model": config.model,
         "step": str(step),
         "config": json.dumps(config.to_json()),
         "training": json.dumps(facts, default=str),
         "license": license_text,
-        "maquette": maquette.__version__,
     }
-    atomic_write_bytes(path, save(halves, metadata))
+    write_weights(path, halves, metadata)

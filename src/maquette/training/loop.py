@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from maquette.data.dataset import RenderedDataset
-from maquette.errors import InvalidInputError, MaquetteError, WeightsError
+from maquette.errors import InvalidInputError, MaquetteError
 from maquette.nn.objective import ObjectiveResult
 from maquette.training.checkpoint import (
     Checkpoint,
@@ -31,6 +31,7 @@ from maquette.training.processes import Processes, StopSignal
 from maquette.training.schedule import schedule_at
 from maquette.training.step import StepRunner
 from maquette.training.tasks import Task, build_task
+from maquette.weights import load_strictly
 
 STOP_CHECK_STEPS = 10
 """With several processes, how often they agree on whether to stop."""
@@ -170,7 +171,7 @@ class _Run:
                 if parameter.ndim == 4:
                     parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         if options.init_from is not None and self.checkpoint is None:
-            _load_weights(self.network, init_tensors(options.init_from), options.init_from)
+            load_strictly(self.network, init_tensors(options.init_from), options.init_from)
         if options.compile:
             self.network.compile()
         wrapped = processes.wrap(self.network, bf16=config.precision == "bf16")
@@ -327,7 +328,7 @@ class _Run:
                 f"{checkpoint.path} was trained on {checkpoint.state.get('data')}, this data set has {data}: give the "
                 "same --data, or add --allow-config-change"
             )
-        _load_weights(self.network, checkpoint.tensors.get("model", {}), checkpoint.path)
+        load_strictly(self.network, checkpoint.tensors.get("model", {}), checkpoint.path)
         self.runner.optimizer.load_state_tensors(checkpoint.tensors.get("optimizer", {}))
         if self.runner.average is not None:
             averages = checkpoint.tensors.get("ema") or checkpoint.tensors["model"]
@@ -339,12 +340,3 @@ class _Run:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _load_weights(network: torch.nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
-    expected = network.state_dict()
-    odd = sorted(set(expected) ^ set(tensors))
-    odd += [name for name in set(expected) & set(tensors) if expected[name].shape != tensors[name].shape]
-    if odd:
-        raise WeightsError(f"{source} does not fit the network; entries that are missing, unknown or differ: {odd[:5]}")
-    network.load_state_dict(tensors)

@@ -42,7 +42,7 @@ class Processes:
             from accelerate.utils import DistributedDataParallelKwargs
         except ImportError as error:
             raise MissingDependencyError("training needs accelerate: pip install 'maquette[train]'") from error
-        parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        parallel = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
         use_cpu = device == "cpu" or not torch.cuda.is_available()
         self._accelerator = Accelerator(cpu=use_cpu, mixed_precision="no", kwargs_handlers=[parallel])
         self.device: torch.device = self._accelerator.device

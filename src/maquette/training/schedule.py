@@ -73,7 +73,7 @@ def schedule_at(config: ScheduleConfig, step: int, total_steps: int, peak_lr: fl
 
 
 def _one_cycle(config: ScheduleConfig, step: int, total: int, warmup: int, peak: float) -> StepValues:
-    rise_end, end = warmup - 1, total - 1
+    rise_end, end = max(warmup - 1, 0), total - 1
     low, high = config.beta1_range if config.beta1_range is not None else (0.0, 0.0)
     if step <= rise_end:
         progress = step / rise_end if rise_end > 0 else 1.0

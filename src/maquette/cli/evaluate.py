@@ -1,0 +1,115 @@
+"""`maquette evaluate`: measure a model on novel views."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import arg
+
+if TYPE_CHECKING:
+    import torch
+
+    from maquette.data.dataset import RenderedDataset
+    from maquette.evaluation.protocol import Reconstruct
+
+
+@dataclass(frozen=True)
+class Args:
+    """Measures a model on novel views of rendered assets: PSNR, SSIM and alpha IoU.
+
+    Writes report.json (every object, means, realistic objects apart), report.md and sheet.png (best, median and worst
+    objects) into the output folder.
+    """
+
+    data: Path
+    """Folder that `maquette data render --plan standard` wrote."""
+    output: Annotated[Path, arg(aliases=["-o"], metavar="DIR")] = Path("outputs/evaluation")
+    """Folder of the report."""
+    model: Annotated[str, arg(metavar="NAME|FILE")] = "lgm-mini"
+    """Name of a model (see: maquette models list) or a .safetensors file."""
+    weights: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Weights of that model to use instead of the shipped ones."""
+    split: str = "test"
+    """Split of the data set; "all" takes every object."""
+    limit: int | None = None
+    """At most this many objects, spread evenly over the split."""
+    batch_size: int | None = None
+    """Objects at a time; by default 1 on the CPU, 8 on a GPU."""
+    device: Annotated[str | None, arg(metavar="DEVICE")] = None
+    """cpu, cuda or cuda:N; by default the GPU if there is one."""
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Precision of the network; pictures are always compared in fp32."""
+    sheet: bool = True
+    """Write the picture sheet."""
+
+
+def run(args: Args) -> int:
+    """Runs the verb and shows the table."""
+    import torch
+    from tqdm import tqdm
+
+    from maquette.evaluation.protocol import ORBIT4_NOVEL8, evaluate
+    from maquette.evaluation.report import file_sha256, markdown_table, write_report, write_sheet
+
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dataset = _load_dataset(args)
+    reconstruct, weights_file = _load_model(args, device)
+    batch_size = args.batch_size or (8 if device.type == "cuda" else 1)
+    with tqdm(total=len(dataset), unit="object", desc="evaluate", dynamic_ncols=True) as bar:
+        evaluation = evaluate(
+            reconstruct,
+            dataset,
+            protocol=ORBIT4_NOVEL8,
+            device=device,
+            batch_size=batch_size,
+            progress=lambda done: bar.update(done - bar.n),
+        )
+    facts = {
+        "model": args.model,
+        "weights": None if weights_file is None else weights_file.name,
+        "weights_sha256": None if weights_file is None else file_sha256(weights_file),
+        "data": args.data.name,
+        "data_settings": dataset.settings,
+        "split": args.split,
+        "limit": args.limit,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "precision": args.precision,
+        "batch_size": batch_size,
+    }
+    report = write_report(args.output, evaluation, facts)
+    if args.sheet:
+        write_sheet(args.output / "sheet.png", evaluation, reconstruct, dataset, device)
+    print(markdown_table(report))
+    print(f"written to {args.output}")
+    return 0
+
+
+def _load_dataset(args: Args) -> RenderedDataset:
+    from maquette.data.dataset import RenderedDataset
+    from maquette.data.layout import read_index
+
+    split = None if args.split == "all" else args.split
+    if args.limit is None:
+        return RenderedDataset.load(args.data, split)
+    _, listed = read_index(args.data)
+    ids = sorted(info.id for info in listed if split in (None, info.split))
+    count = min(max(args.limit, 1), len(ids))
+    chosen = [ids[index * len(ids) // count] for index in range(count)]
+    return RenderedDataset.load(args.data, split, ids=chosen)
+
+
+def _load_model(args: Args, device: torch.device) -> tuple[Reconstruct, Path | None]:
+    """The model and the file of its weights."""
+    import torch
+
+    from maquette.models.lgm.reconstructor import LGMReconstructor
+    from maquette.registry import load, load_network
+    from maquette.weights import find_weights
+
+    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.precision]
+    if args.weights is not None:
+        return LGMReconstructor(load_network(args.model, args.weights, device, dtype)), args.weights
+    path = Path(args.model)
+    return load(args.model, device, dtype), path if path.is_file() else find_weights(args.model)

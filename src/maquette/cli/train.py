@@ -1,0 +1,150 @@
+"""`maquette train`: train a model on rendered assets."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+from tyro.conf import Positional, arg
+
+if TYPE_CHECKING:
+    from maquette.training.config import OptimizerConfig, SamplingConfig, TrainConfig
+    from maquette.training.loop import RunOptions
+    from maquette.training.schedule import ScheduleConfig
+
+ConfigT = TypeVar("ConfigT", "TrainConfig", "OptimizerConfig", "ScheduleConfig", "SamplingConfig")
+
+
+@dataclass(frozen=True)
+class Args:
+    """Trains a model on assets rendered with `maquette data render --plan training`.
+
+    Run the same command again to continue an interrupted run exactly. Several GPUs: start it with
+    `torchrun --standalone --nproc_per_node=N -m maquette.cli train ...`. Options left out keep the model's recipe.
+    """
+
+    name: Annotated[Positional[str], arg(metavar="NAME")]
+    """Model: lgm-mini, lgm-tiny, lgm-small, lgm-lrm or lgm-big."""
+    data: Path
+    """Folder that `maquette data render` wrote."""
+    output: Annotated[Path | None, arg(aliases=["-o"], metavar="DIR")] = None
+    """Run folder for checkpoints, logs and pictures; by default runs/NAME."""
+    split: str = "train"
+    """Split of the data set."""
+    steps: int | None = None
+    """Optimizer steps of the whole run; the learning rate falls towards the last one."""
+    batch_size: int | None = None
+    """Objects per process and forward pass."""
+    accumulation: int | None = None
+    """Forward passes per optimizer step."""
+    lr: float | None = None
+    """Peak learning rate."""
+    schedule: Literal["onecycle", "cosine", "trapezoid", "constant"] | None = None
+    """Course of the learning rate."""
+    warmup_steps: int | None = None
+    """Steps in which the learning rate rises."""
+    weight_decay: float | None = None
+    """AdamW's weight decay."""
+    ema_decay: float | None = None
+    """Decay of the averaged weights; 0 keeps none."""
+    target_views: int | None = None
+    """Views per object that are rendered and compared."""
+    input_targets: int | None = None
+    """How many of the target views are input views."""
+    target_size: int | None = None
+    """Height and width in pixels at which predictions are compared; by default the model's."""
+    seed: int | None = None
+    """Decides initial weights, data order and augmentation."""
+    augment: bool = True
+    """Whether to change colours and damage inputs as the recipe says."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: the recipe's on a GPU, fp32 on the CPU."""
+    max_seconds: float | None = None
+    """Save and stop after this many seconds; the same command continues."""
+    init_from: Path | None = None
+    """Weights to start from: a .safetensors file or a checkpoint folder."""
+    export: Path | None = None
+    """Where to write the (averaged) weights as fp16 .safetensors at the end."""
+    license: str = "Apache-2.0"
+    """License named in the exported file."""
+    device: Literal["cpu", "cuda"] | None = None
+    """By default the GPU if there is one."""
+    data_device: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where the pictures are kept; auto: on the GPU if they take at most half of its free memory."""
+    compile: bool = False
+    """Compile the network with torch.compile (needs a C compiler; pays off after a minute or two)."""
+    channels_last: bool = False
+    """Keep weights and features in channels-last order; usually faster on GPUs."""
+    save_every: int = 1000
+    """Steps between checkpoints; 0: only at the end."""
+    log_every: int = 50
+    """Steps between log entries."""
+    picture_every: int = 1000
+    """Steps between grids of true and predicted pictures; 0: none."""
+    allow_config_change: bool = False
+    """Continue a run although its settings, data or number of processes have changed."""
+    quiet: bool = False
+    """Show nothing on the terminal."""
+    tensorboard: bool = True
+    """Write TensorBoard events."""
+
+
+def run(args: Args) -> int:
+    """Trains; 0 as well when the run stopped early with a checkpoint."""
+    from maquette.training.loop import train
+
+    train(make_config(args), make_options(args), args.data)
+    return 0
+
+
+def make_config(args: Args) -> TrainConfig:
+    """The model's recipe with the options that were given.
+
+    Raises:
+        InvalidInputError: no recipe of that name, or a value out of range.
+    """
+    import torch
+
+    from maquette.training.config import AugmentConfig
+    from maquette.training.recipes import get_recipe
+
+    recipe = get_recipe(args.name)
+    on_gpu = args.device == "cuda" or (args.device is None and torch.cuda.is_available())
+    precision = args.precision if args.precision != "auto" else recipe.precision if on_gpu else "fp32"
+    optimizer = _with(recipe.optimizer, lr=args.lr, weight_decay=args.weight_decay)
+    schedule = _with(recipe.schedule, kind=args.schedule, warmup_steps=args.warmup_steps)
+    sampling = _with(recipe.sampling, target_views=args.target_views, input_targets=args.input_targets)
+    return _with(
+        recipe,
+        steps=args.steps,
+        batch_size=args.batch_size,
+        accumulation=args.accumulation,
+        ema_decay=args.ema_decay,
+        target_size=args.target_size,
+        seed=args.seed,
+        precision=precision,
+        optimizer=optimizer,
+        schedule=schedule,
+        sampling=sampling,
+        augment=recipe.augment if args.augment else AugmentConfig(),
+    )
+
+
+def make_options(args: Args) -> RunOptions:
+    """Where and how to run."""
+    from maquette.training.loop import RunOptions
+
+    names = {field.name for field in dataclasses.fields(RunOptions)} & {
+        field.name for field in dataclasses.fields(Args)
+    }
+    given = {name: getattr(args, name) for name in names}
+    given["output"] = args.output if args.output is not None else Path("runs") / args.name
+    return RunOptions(**given)
+
+
+def _with(config: ConfigT, **changes: object) -> ConfigT:
+    """A copy with the changes that are not None."""
+    given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
+    return dataclasses.replace(config, **given)
