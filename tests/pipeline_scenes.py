@@ -14,7 +14,7 @@ from maquette.gaussians import Gaussians
 from maquette.views import Views
 
 
-def ball_of_gaussians(count: int = 300, radius: float = 0.45) -> Gaussians:
+def ball_of_gaussians(count: int = 300, radius: float = 0.45, scale: float = 0.05) -> Gaussians:
     """Opaque blobs on a sphere: red in front (+Z), green on top, blue elsewhere; one blob is invisible."""
     index = torch.arange(count, dtype=torch.float64) + 0.5
     y = 1 - 2 * index / count
@@ -29,7 +29,7 @@ def ball_of_gaussians(count: int = 300, radius: float = 0.45) -> Gaussians:
     return Gaussians(
         normals * radius,
         torch.tensor([[1.0, 0.0, 0.0, 0.0]]).repeat(count, 1),
-        torch.full((count, 3), 0.05),
+        torch.full((count, 3), scale),
         opacities,
         colors,
     )

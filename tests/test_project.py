@@ -86,6 +86,8 @@ def test_every_public_name_can_be_imported() -> None:
 def test_python_example_of_the_readme_runs(tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     assert blocks
+    if not list((ROOT / "examples").glob("*/transforms.json")) or not list((ROOT / "src").rglob("weights/*.safetensors")):
+        pytest.skip("this checkout has no example pictures or no embedded weights")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     for block in blocks:
