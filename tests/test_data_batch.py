@@ -7,7 +7,9 @@ import io
 import json
 import lzma
 import os
+import struct
 import tarfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from maquette.data.batch import RenderReport, render_set
 from maquette.data.dataset import INPUT, TARGET, RenderedDataset
 from maquette.data.layout import ObjectInfo, family_of, read_index
 from maquette.data.plans import RenderOptions
+from maquette.data.png import decode_rgba
 from maquette.errors import FileFormatError, InvalidInputError, UnsupportedError
 from maquette.io import write_mesh
 from maquette.mesh import Material, Mesh
@@ -238,10 +241,10 @@ def test_reader_names_damaged_files(assets: Path, tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match=r"003\.png is missing"):
         RenderedDataset.load(out)
     Image.new("RGBA", (20, 20)).save(picture)
-    with pytest.raises(FileFormatError, match="20 x 20, expected RGBA 16 x 16"):
+    with pytest.raises(FileFormatError, match="20 x 20 pixels, expected 16 x 16"):
         RenderedDataset.load(out)
     Image.new("RGB", (16, 16)).save(picture)
-    with pytest.raises(FileFormatError, match="is RGB"):
+    with pytest.raises(FileFormatError, match="not an 8-bit RGBA PNG"):
         RenderedDataset.load(out)
     transforms = out / "pack-tent_1" / "transforms.json"
     document = json.loads(transforms.read_text())
@@ -257,6 +260,48 @@ def test_reader_names_damaged_files(assets: Path, tmp_path: Path) -> None:
         RenderedDataset.load(out)
     with pytest.raises(FileFormatError, match="maquette data render"):
         RenderedDataset.load(tmp_path)
+
+
+def test_png_decoder_equals_pillow_for_every_filter() -> None:
+    generator = np.random.default_rng(0)
+    smooth = np.linspace(0, 255, 20 * 24 * 4).reshape(20, 24, 4)
+    noisy = (smooth + generator.normal(0, 20, smooth.shape)).clip(0, 255).astype(np.uint8)
+    for kind in range(5):
+        rows = _filtered(noisy.astype(int), kind)
+        data = _png(24, 20, zlib.compress(rows))
+        target = np.zeros((4, 20, 24), np.uint8)
+        decode_rgba(data, target)
+        assert np.array_equal(target.transpose(1, 2, 0), noisy)
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), noisy)
+
+
+def _filtered(pixels: np.ndarray, kind: int) -> bytes:  # type: ignore[type-arg]
+    padded = np.pad(pixels, ((1, 0), (1, 0), (0, 0)))
+    left, up, corner = padded[1:, :-1], padded[:-1, 1:], padded[:-1, :-1]
+    estimate = left + up - corner
+    distances = np.stack([abs(estimate - left), abs(estimate - up), abs(estimate - corner)])
+    paeth = np.choose(distances.argmin(0), [left, up, corner])
+    guess = [0 * left, left, up, (left + up) // 2, paeth][kind]
+    return b"".join(
+        bytes([kind]) + ((row - g) & 255).astype(np.uint8).tobytes() for row, g in zip(pixels, guess, strict=True)
+    )
+
+
+def _png(width: int, height: int, content: bytes) -> bytes:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", content[:100]), chunk(b"IDAT", content[100:]), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("content", [b"\x05" + bytes(16 * 4), b"\0" + bytes(16 * 4 - 1), bytes(1 << 24)])
+def test_png_decoder_refuses_wrong_content(content: bytes) -> None:
+    with pytest.raises(FileFormatError, match="damaged"):
+        decode_rgba(_png(16, 1, zlib.compress(content)), np.zeros((4, 1, 16), np.uint8))
+    with pytest.raises(FileFormatError, match="damaged"):
+        decode_rgba(_png(16, 1, b"not zlib" * 20), np.zeros((4, 1, 16), np.uint8))
 
 
 def test_command_line(assets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

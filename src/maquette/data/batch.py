@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -102,14 +103,15 @@ def render_set(
         if progress is not None:
             progress(skipped, 0, total)
         failed = 0
-        for outcome in _render_all(todo, root, options, place, min(count, max(1, len(todo)))):
-            record.add(outcome)
-            failed += outcome.failure is not None
-            if progress is not None:
-                progress(skipped + record.rendered, failed, total)
-        record.save()
-        if record.pictures:
-            write_contact_sheet(root / "contact.png", dict(sorted(record.pictures.items())))
+        try:
+            for outcome in _render_all(todo, root, options, place, min(count, max(1, len(todo)))):
+                record.add(outcome)
+                failed += outcome.failure is not None
+                if progress is not None:
+                    progress(skipped + record.rendered, failed, total)
+        finally:  # also when interrupted
+            record.save()
+        write_contact_sheet(root / "contact.png", dict(sorted(record.pictures.items())))
     return RenderReport(record.rendered, skipped, len(record.failures), time.monotonic() - started)
 
 
@@ -242,9 +244,13 @@ def _render_in_pool(
             except BrokenProcessPool:
                 suspects.extend(running.values())
                 return
+            except BaseException:  # interrupted, or the consumer has stopped: what has not begun is dropped
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
 
 def _start_worker(threads: int) -> None:
     """Shares the CPU cores among the workers; Numba reads its limit when the CPU rasterizer is first imported."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     os.environ["NUMBA_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from maquette.cameras import OPENGL_TO_OPENCV, Cameras
 from maquette.data.layout import ROLES, ObjectInfo, read_index
+from maquette.data.png import decode_rgba
 from maquette.errors import FileFormatError, InvalidInputError
 from maquette.views import Views
 
@@ -220,16 +220,9 @@ def _decode_many(jobs: list[tuple[Path, NDArray[np.uint8]]]) -> None:
 
 def _decode(path: Path, target: NDArray[np.uint8]) -> None:
     """One RGBA picture into `[4, H, W]`."""
-    advice = f"delete {path.parent.parent} and run `maquette data render` again"
     try:
-        with Image.open(path) as image:
-            if image.mode != "RGBA" or image.size != (target.shape[2], target.shape[1]):
-                raise FileFormatError(
-                    f"{path} is {image.mode} {image.size[0]} x {image.size[1]}, expected RGBA "
-                    f"{target.shape[2]} x {target.shape[1]}: {advice}"
-                )
-            target[:] = np.asarray(image).transpose(2, 0, 1)
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, FileFormatError):
-            raise
-        raise FileFormatError(f"{path} is missing, truncated or damaged ({error}): {advice}") from error
+        decode_rgba(path.read_bytes(), target)
+    except (OSError, FileFormatError) as error:
+        raise FileFormatError(
+            f"{path} is missing or damaged ({error}): delete {path.parent.parent} and run `maquette data render` again"
+        ) from error

@@ -57,7 +57,8 @@ def rasterize_mesh(
 
     Args:
         vertices: world positions `[N, 3]`, floating point.
-        faces: vertex indices `[M, 3]`, int64, on the same device.
+        faces: vertex indices `[M, 3]`, int64, on the same device; on a GPU their range is not checked (that would
+            synchronise; `Mesh` has checked it).
         cameras: batch shape `[V]`, without skew, on the same device.
         backend: None picks by device: "cpu" (Numba) or "cuda"; "reference" runs anywhere, for small inputs.
 
