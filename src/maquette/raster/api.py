@@ -165,7 +165,9 @@ def _choose_backend(gaussians: Gaussians, backend: str | None) -> str:
         return device if device in ("cpu", "cuda") else "reference"
     if backend not in BACKENDS:
         raise InvalidInputError(f"unknown rasterizer backend {backend!r}: valid are {', '.join(BACKENDS)}")
-    if backend != "reference" and device != backend and not (backend == "cuda" and not torch.cuda.is_available()):
+    if backend == "cuda" and not torch.cuda.is_available():
+        return backend  # `_load_backend` says what is missing, which matters more than the tensors' device
+    if backend != "reference" and device != backend:
         raise InvalidInputError(
             f"backend {backend!r} needs tensors on {backend}, these are on {device}: "
             f"move Gaussians and cameras with .to({backend!r}), or leave backend=None to choose by device"

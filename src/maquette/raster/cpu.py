@@ -3,13 +3,15 @@
 Views are projected, their splats sorted into 16x16 tiles, and tiles blended in parallel. The backward pass walks each
 tile from back to front and writes one record of gradients per (tile, Gaussian) pair; each Gaussian then adds up its own
 records. Nothing is accumulated across threads, so equal inputs give equal bytes on any number of threads.
+
+The first call after an installation compiles the kernels (about 20 seconds); later processes load them from disk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -43,10 +45,10 @@ def rasterize(
 
     Differentiable once, in the first five arguments. All tensors are on the CPU; computes and returns float32.
     """
-    color, depth, alpha = _Rasterize.apply(
+    apply = cast(Callable[..., tuple[Tensor, Tensor, Tensor]], _Rasterize.apply)
+    return apply(
         means, quats, scales, opacities, colors, world_to_camera, intrinsics, height, width, background, scale_modifier
     )
-    return color, depth, alpha
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ class _Rasterize(torch.autograd.Function):
                 if keep_groups:
                     groups.append(group)
         if keep_groups:
+            ctx.save_for_backward(*inputs[:5])
             ctx.saved = (arguments, groups, light, last)
             ctx.dtypes = [value.dtype for value in inputs[:5]]
         color, alpha = torch.from_numpy(image), torch.from_numpy(1 - light)
@@ -123,7 +126,8 @@ class _Rasterize(torch.autograd.Function):
     def backward(ctx: Any, grad_color: Tensor, grad_depth: Tensor, grad_alpha: Tensor) -> tuple[Tensor | None, ...]:
         arguments, groups, light, last = ctx.saved
         gradients = np.zeros((*arguments.opacities.shape, 14), np.float32)
-        upstream = [_array(gradient.flatten(0, 1)) for gradient in (grad_color, grad_depth, grad_alpha)]
+        upstream = tuple(_array(gradient.flatten(0, 1)) for gradient in (grad_color, grad_depth, grad_alpha))
+        _ = ctx.saved_tensors  # raises if an input was changed in place since: the arrays share its memory
         with kernel_threads() as threads:
             for group in groups:
                 _backward_group(arguments, group, light, last, upstream, threads, gradients)
@@ -225,12 +229,13 @@ def _backward_group(
     group: _Group,
     light: Array,
     last: Array,
-    upstream: list[Array],
+    upstream: tuple[Array, ...],
     threads: int,
     gradients: Array,
 ) -> None:
-    """Adds the gradients of one group of views to `gradients`, `[B, N, 14]`."""
+    """Adds the gradients of one group of views to `gradients`, `[B, N, 14]`; `upstream`: of colour, depth, alpha."""
     part = group.views
+    grad_color, grad_depth, grad_alpha = upstream
     moments = np.empty((len(group.pair_gaussians), MOMENT_FIELDS), np.float32)
     unblend_views(
         group.splats,
@@ -244,7 +249,9 @@ def _backward_group(
         threads,
         light[part],
         last[part],
-        *(gradient[part] for gradient in upstream),
+        grad_color[part],
+        grad_depth[part],
+        grad_alpha[part],
         moments,
     )
     unproject_views(

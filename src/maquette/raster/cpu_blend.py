@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numba import prange
 
-from maquette.raster.cpu_jit import F32, Array, compiled
+from maquette.raster.cpu_jit import F32, Array, Scalar, compiled
 from maquette.raster.reference import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE, TILE
 
 MOMENT_FIELDS = 10
@@ -29,7 +29,7 @@ _LOWEST_EXPONENT, _BIAS, _MANTISSA_BITS = F32(-126), np.int32(127), np.int32(23)
 
 
 @compiled(fast=True, inline=True)
-def _exp2(exponent: float) -> float:
+def _exp2(exponent: Scalar) -> Scalar:
     """2^exponent for exponents up to 126; below -126 the smallest normal number."""
     exponent = max(exponent, _LOWEST_EXPONENT)
     whole = np.floor(exponent + _HALF)
@@ -40,7 +40,7 @@ def _exp2(exponent: float) -> float:
 
 
 @compiled(fast=True, inline=True)
-def _row_is_reached(splat: Array, dx: float, dy: float) -> bool:
+def _row_is_reached(splat: Array, dx: Scalar, dy: Scalar) -> bool:
     """Whether any pixel of a row may see at least 1/255; dx is the centre minus the first pixel, dy minus the row."""
     xx, xy, yy = splat[2], splat[3], splat[4]
     best = max(dx - _LAST, min(-_HALF * xy * dy / xx, dx))
@@ -50,7 +50,15 @@ def _row_is_reached(splat: Array, dx: float, dy: float) -> bool:
 
 @compiled(fast=True)
 def _blend_row(
-    state: Array, row: int, splat: Array, red: float, green: float, blue: float, dx_first: float, dy: float, rank: float
+    state: Array,
+    row: int,
+    splat: Array,
+    red: Scalar,
+    green: Scalar,
+    blue: Scalar,
+    dx_first: Scalar,
+    dy: Scalar,
+    rank: Scalar,
 ) -> None:
     """Adds one splat to one row of a tile. `state` is `[6, TILE * TILE]` flattened: light, r, g, b, depth, last rank.
 
@@ -182,12 +190,12 @@ def _unblend_row(
     state: Array,
     row: int,
     splat: Array,
-    red: float,
-    green: float,
-    blue: float,
-    dx_first: float,
-    dy: float,
-    rank: float,
+    red: Scalar,
+    green: Scalar,
+    blue: Scalar,
+    dx_first: Scalar,
+    dy: Scalar,
+    rank: Scalar,
     sums: Array,
 ) -> None:
     """Takes one splat off one row of a tile and adds its gradients to `sums`, `[7, TILE]` flattened, lane by lane.
@@ -228,7 +236,7 @@ def _unblend_row(
 
 
 @compiled(fast=True)
-def _gather_moments(sums: Array, dx_first: float, moments: Array) -> None:
+def _gather_moments(sums: Array, dx_first: Scalar, moments: Array) -> None:
     """Adds up the lanes of `sums` into one record of MOMENT_FIELDS."""
     h, h_x, h_y, h_xx, h_xy, h_yy = _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO
     red, green, blue, depth = _ZERO, _ZERO, _ZERO, _ZERO

@@ -19,13 +19,15 @@ from numpy.typing import NDArray
 Function = TypeVar("Function", bound=Callable[..., Any])
 Array = NDArray[Any]
 F32 = np.float32
+Scalar = Any
+"""A float32 (or, in the backward projection, float64) inside compiled code."""
 
 _FAST = {"contract", "reassoc", "nsz", "arcp"}  # not nnan and ninf: comparisons with NaN and infinities stay valid
 _LOCK = threading.Lock()
 
 
 def compiled(*, fast: bool = False, inline: bool = False, parallel: bool = False) -> Callable[[Function], Function]:
-    """Decorator: compiles by Numba on the first call and keeps the result on disk.
+    """Decorator: compiles by Numba on the first call and keeps the result on disk (where a folder is writable).
 
     Args:
         fast: allows contraction and reordering of sums; results stay the same from run to run.
@@ -35,7 +37,14 @@ def compiled(*, fast: bool = False, inline: bool = False, parallel: bool = False
     options: dict[str, Any] = {"cache": True, "error_model": "numpy", "parallel": parallel, "nogil": True}
     options["fastmath"] = _FAST if fast else False
     options["inline"] = "always" if inline else "never"
-    return cast(Callable[[Function], Function], numba.njit(**options))
+
+    def decorate(function: Function) -> Function:
+        try:
+            return cast(Function, numba.njit(**options)(function))
+        except RuntimeError:  # Numba found no writable folder for its cache
+            return cast(Function, numba.njit(**(options | {"cache": False}))(function))
+
+    return decorate
 
 
 @contextmanager
@@ -44,9 +53,9 @@ def kernel_threads() -> Iterator[int]:
 
     Some of Numba's threading layers abort the process when two Python threads enter them at once.
     """
-    threads = max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
     with _LOCK:
         before = numba.get_num_threads()
+        threads = max(1, min(torch.get_num_threads(), before))
         numba.set_num_threads(threads)
         try:
             yield threads

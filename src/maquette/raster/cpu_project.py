@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numba import prange
 
-from maquette.raster.cpu_jit import F32, Array, compiled
+from maquette.raster.cpu_jit import F32, Array, Scalar, compiled
 from maquette.raster.reference import DILATION_PX, FRUSTUM_MARGIN, MIN_ALPHA, NEAR_Z, TILE
 
 CHUNK = 1024
@@ -50,7 +50,7 @@ def _tile_is_reached(splat: Array, tile_x: int, tile_y: int) -> bool:
 
 
 @compiled(inline=True)
-def _clamped_tile(coordinate: float, count: int) -> int:
+def _clamped_tile(coordinate: Scalar, count: int) -> int:
     """Tile of a pixel coordinate, truncated towards zero, within 0..count, whatever its size."""
     return int(max(_ZERO, min(coordinate / _TILE, F32(count))))
 
@@ -60,7 +60,7 @@ def _project_one(
     mean: Array,
     quat: Array,
     scale: Array,
-    opacity: float,
+    opacity: Scalar,
     view: Array,
     camera: Array,
     height: int,
@@ -121,7 +121,8 @@ def _project_one(
     half_width = np.sqrt(reach * _TWO_LN_2 * var_x) + _PIXEL_MARGIN + _RELATIVE_MARGIN * abs(u)
     half_height = np.sqrt(reach * _TWO_LN_2 * var_y) + _PIXEL_MARGIN + _RELATIVE_MARGIN * abs(v)
     splat[7], splat[8] = half_height, reach
-    if not (np.isfinite(radius) and np.isfinite(half_width) and np.isfinite(half_height)):
+    finite = np.isfinite(splat[2]) and np.isfinite(splat[3]) and np.isfinite(splat[4])
+    if not (finite and np.isfinite(radius) and np.isfinite(half_width) and np.isfinite(half_height)):
         return 0
 
     # The official rectangle (radius) cut to the one that alpha >= 1/255 can reach (half width and height).
