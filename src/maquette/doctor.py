@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 Status = Literal["ok", "note", "fail"]
@@ -156,16 +155,19 @@ def _has_module(name: str) -> bool:
 
 
 def _weights() -> Finding:
-    folder = Path(__file__).parent / "weights"
-    found = sorted(folder.glob("*.safetensors"))
+    from maquette.registry import MODELS
+    from maquette.weights import find_weights
+
+    found = {name: path for name in MODELS if (path := find_weights(name)) is not None}
     if not found:
-        return Finding("weights", "note", "no embedded weights; give --model a file or see: maquette models list")
-    listed = ", ".join(f"{path.stem} ({path.stat().st_size / 2**20:.1f} MiB)" for path in found)
-    return Finding("weights", "ok", f"embedded: {listed}")
+        return Finding("weights", "note", "none on this machine; see: maquette models list")
+    return Finding("weights", "ok", ", ".join(f"{n} ({p.stat().st_size / 2**20:.1f} MiB)" for n, p in found.items()))
 
 
 def _cache() -> Finding:
-    folder = Path(os.environ.get("MAQUETTE_CACHE") or Path.home() / ".cache" / "maquette")
+    from maquette.weights import cache_folder
+
+    folder = cache_folder()
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     detail = f"{folder}, {free / 1e9:.1f} GB free on its disk"
