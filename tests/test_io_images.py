@@ -74,7 +74,9 @@ def test_png_modes(tmp_path: Path, mode: str) -> None:
     picture, options, expected = pictures()[mode]
     picture.save(tmp_path / "a.png", **options)
     got = read_image(tmp_path / "a.png")
-    torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float32).reshape(4, 1, 1).expand(4, 4, 4), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        got, torch.tensor(expected, dtype=torch.float32).reshape(4, 1, 1).expand(4, 4, 4), atol=1e-6, rtol=0
+    )
 
 
 def test_cmyk_jpeg(tmp_path: Path) -> None:

@@ -168,8 +168,8 @@ def write_gaussian_ply(
     opacity, scales = kept.opacities, kept.scales
     if encoding == "compatible":
         opacity = opacity.clamp(1e-6, 1 - 1e-6)
-        opacity = torch.log(opacity / (1 - opacity))
-        scales = torch.log(scales + 1e-8)
+        opacity = _log(opacity / (1 - opacity))
+        scales = _log(scales + 1e-8)
     values += [opacity[:, None], scales, kept.quats]
     names += ["opacity", "scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3"]
     rows: NDArray[np.float32] = torch.cat(values, dim=1).numpy().astype("<f4")
@@ -178,6 +178,11 @@ def write_gaussian_ply(
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         stream.write("\n".join(header).encode("ascii"))
         stream.write(rows.tobytes())
+
+
+def _log(values: Tensor) -> Tensor:
+    """Correctly rounded float32 logarithm: the same bytes on every processor, and LGM's."""
+    return values.double().log().to(torch.float32)
 
 
 def writable_gaussians(gaussians: Gaussians, min_opacity: float = 0.0) -> Gaussians:

@@ -55,7 +55,9 @@ def read_image_info(path: str | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -
     with _open_stream(path) as stream:
         image = _open_checked(stream, str(path), max_pixels)
         try:
-            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+            # Of a PNG, getexif() would decode all pixels when there is no EXIF in front of them.
+            known = image.format != "PNG" or "exif" in image.info
+            turned = known and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
         except Exception as error:
             raise FileFormatError(f"{path}: malformed metadata: {error}") from error
         width, height = image.size[::-1] if turned else image.size

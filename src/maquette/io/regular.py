@@ -38,6 +38,6 @@ def read_limited(path: str | Path, what: str, max_bytes: int) -> bytes:
         raise FileFormatError(f"{path} has {size:,} bytes; {what} may have at most {max_bytes:,}")
     try:
         with Path(path).open("rb") as stream:
-            return stream.read(max_bytes)
+            return stream.read(size)
     except OSError as error:
         raise FileFormatError(f"{path}: cannot be read: {error}") from error

@@ -82,7 +82,10 @@ def read_views(
     world_to_camera = torch.linalg.inv(opencv).to(torch.float32)
     images = torch.empty(len(paths), 4, height, width)
     for image, path in zip(images, paths, strict=True):
-        image.copy_(read_image(path, max_pixels=max_pixels))
+        picture = read_image(path, max_pixels=max_pixels)
+        if picture.shape != image.shape:
+            raise FileFormatError(f"{path}: the size in the header is not the size of the picture")
+        image.copy_(picture)
     return Views(images, Cameras(world_to_camera, torch.stack(rows).to(torch.float32), height, width))
 
 
