@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 CORE := $(VENV)/.installed-core
 DEV := $(VENV)/.installed-dev
 DEPENDENCIES := pyproject.toml constraints/cpu.txt

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -295,7 +296,8 @@ def _load(model: str | Path | Reconstruct, device: str | torch.device | None) ->
 
 
 def _reconstruct(reconstruct: Reconstruct, views: Views) -> Gaussians:
-    with torch.inference_mode():
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.filterwarnings("ignore", message=".* expects cameras")  # prepare_views has said it better
         gaussians = reconstruct(views).to(torch.float32)
     finite = torch.isfinite(gaussians.means).all(dim=-1)
     visible = gaussians.select(finite & (gaussians.opacities >= MIN_OPACITY))
