@@ -107,6 +107,8 @@ class LGMObjective:
         alpha = targets.images[:, :, 3:].float()
         color = targets.images[:, :, :3].float() * alpha + backgrounds[..., None, None] * (1 - alpha)
         color, alpha = resize_images(color, size), resize_images(alpha, size)
+        if self.params.composite_twice:
+            color = color * alpha + backgrounds[..., None, None] * (1 - alpha)
         rendered = render_gaussians(gaussians, cameras.resized(size, size), background=backgrounds)
         predicted = rendered.color.clamp(0.0, 1.0)
         mse = F.mse_loss(predicted, color)

@@ -47,6 +47,8 @@ class LGMParams:
         initial_opacity: opacity at initialisation, 0..1; None keeps the official initialisation.
         initial_scale: scale at initialisation, world units, > 0; used when initial_opacity is given.
         normalize_poses: whether cameras are re-expressed so that view 0 is the front camera (official).
+        composite_twice: whether the reference pictures go over the background a second time, as in the official
+            training; it lightens half-transparent edges.
         lambda_lpips: weight of LPIPS, when its weights are given.
         lambda_ssim: weight of the multi-scale SSIM term that stands in for LPIPS otherwise.
         grid_distortion_prob: probability per object of distorting input views 1..3, 0..1.
@@ -78,6 +80,7 @@ class LGMParams:
     initial_opacity: float | None = None
     initial_scale: float = 0.012
     normalize_poses: bool = True
+    composite_twice: bool = True
     lambda_lpips: float = 1.0
     lambda_ssim: float = 0.5
     grid_distortion_prob: float = 0.5
@@ -180,6 +183,7 @@ LGM_MINI = LGMParams(
     color_mode="blend",
     initial_opacity=0.1,
     normalize_poses=False,
+    composite_twice=False,
     grid_distortion_prob=0.2,
     camera_jitter_prob=0.2,
     random_background_prob=0.5,
