@@ -235,10 +235,11 @@ def asset_sheet(asset: Asset, inputs: Views | None = None, *, lighting: Lighting
     if inputs is not None:
         labels = [f"azimuth {azimuth:g}°" for azimuth in (0, 90, 180, 270)]
         rows.append(SheetRow("Input views", inputs.composited(), labels))
+    title = "Views" if inputs is None else "Novel views"
     for elevation, azimuths in _SHEET_ROWS:
         cameras = Cameras.orbit(azimuths, elevation, height=_SHEET_VIEW_SIZE, width=_SHEET_VIEW_SIZE)
         pictures = render(asset, cameras, lighting=lighting)
-        rows.append(SheetRow(f"Novel views, elevation {elevation:g}°", pictures, [f"azimuth {a:g}°" for a in azimuths]))
+        rows.append(SheetRow(f"{title}, elevation {elevation:g}°", pictures, [f"azimuth {a:g}°" for a in azimuths]))
     return contact_sheet(rows)
 
 
