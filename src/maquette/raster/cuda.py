@@ -34,7 +34,8 @@ _SEGMENT_THREADS = 1024
 _BLEND_THREADS = 128
 _GRADIENT_THREADS = 128
 _RECORD_FLOATS = 8
-_GRADIENT_FLOATS = 12
+_GRADIENT_FLOATS = 10
+_TOTALS = 5
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,15 @@ class _Bins:
 
     Attributes:
         records: `[BV * N, 8]` float32, see gaussian_common.cuh.
+        slots: number of each record among the visible ones, in any order, -1 when culled, `[BV * N]` int32.
+        num_visible: number of visible records.
         pairs: record indices, int32.
         segments: starts and ends of the tiles' segments, `[2, T]` int32.
     """
 
     records: Tensor
+    slots: Tensor
+    num_visible: int
     pairs: Tensor
     segments: Tensor
 
@@ -168,10 +173,15 @@ class _Rasterize(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        gaussians, cameras, bins, images = saved[:5], saved[5:7], _Bins(*saved[7:10]), saved[10:]
+        gaussians, cameras, images = saved[:5], saved[5:7], saved[7:]
+        shape, scale_modifier = ctx.shape, ctx.scale_modifier
         with torch.cuda.device(gaussians[0].device):
-            records = _blend_backward(ctx.shape, bins, gaussians[4], images, upstream)
-            gradients = _project_backward(ctx.shape, gaussians, cameras, bins.records, records, ctx.scale_modifier)
+            # The bins are let go as soon as they are used, to save memory; a second backward pass makes them again.
+            bins = ctx.bins or _bin(shape, gaussians, cameras[0], cameras[1], scale_modifier)
+            slots, ctx.bins = bins.slots, None
+            record_gradients = _blend_backward(shape, bins, gaussians[4], images, upstream)
+            del bins
+            gradients = _project_backward(shape, gaussians, cameras, slots, record_gradients, scale_modifier)
         return (*gradients, None, None, None, None, None, None)
 
 
@@ -187,9 +197,10 @@ def _bin(
     device = world_to_camera.device
     records = torch.empty(shape.records, _RECORD_FLOATS, dtype=torch.float32, device=device)
     depths = torch.empty(shape.records, dtype=torch.int32, device=device)
-    # Four 64-bit totals, then segment starts and write cursors; the cursors begin as counts.
-    workspace = torch.zeros(8 + 2 * shape.tiles, dtype=torch.int32, device=device)
-    totals, segments = workspace[:8], workspace[8:].view(2, shape.tiles)
+    slots = torch.empty(shape.records, dtype=torch.int32, device=device)
+    # 64-bit totals, then segment starts and write cursors; the cursors begin as counts.
+    workspace = torch.zeros(2 * _TOTALS + 2 * shape.tiles, dtype=torch.int32, device=device)
+    totals, segments = workspace[: 2 * _TOTALS], workspace[2 * _TOTALS :].view(2, shape.tiles)
     lists = torch.empty(3, shape.tiles, dtype=torch.int32, device=device)  # medium and large tiles, scratch starts
     blocks_per_view = math.ceil(shape.count / _PROJECT_THREADS)
     blocks = shape.images * blocks_per_view
@@ -202,7 +213,9 @@ def _bin(
         intrinsics,
         records,
         depths,
+        slots,
         segments[1],
+        totals,
         shape.count,
         shape.views,
         blocks_per_view,
@@ -224,7 +237,7 @@ def _bin(
         MEDIUM_TILE_PAIRS,
         LARGE_TILE_PAIRS,
     )
-    num_pairs, num_medium, num_large, large_pairs = totals.view(torch.int64).tolist()
+    num_pairs, num_medium, num_large, large_pairs, num_visible = totals.view(torch.int64).tolist()
     if num_pairs > MAX_INDEX:
         raise UnsupportedError(
             f"{num_pairs} (tile, Gaussian) pairs are more than the CUDA backend indexes ({MAX_INDEX}): render fewer "
@@ -244,7 +257,7 @@ def _bin(
         shape.height,
     )
     _sort(pairs, depths, segments, lists, (num_medium, num_large, large_pairs))
-    return _Bins(records, pairs, segments)
+    return _Bins(records, slots, num_visible, pairs, segments)
 
 
 def _sort(pairs: Tensor, depths: Tensor, segments: Tensor, lists: Tensor, totals: tuple[int, int, int]) -> None:
@@ -288,8 +301,8 @@ def _blend(shape: _Shape, bins: _Bins, colors: Tensor, background: Tensor) -> tu
 def _blend_backward(
     shape: _Shape, bins: _Bins, colors: Tensor, images: tuple[Tensor, ...], upstream: tuple[Tensor | None, ...]
 ) -> Tensor:
-    """Gradients of the records `[BV * N, 12]`, laid out as gaussian_blend.cu says."""
-    gradients = bins.records.new_zeros(shape.records, _GRADIENT_FLOATS)
+    """Gradients of the visible records: eight floats each, then two each, laid out as gaussian_blend.cu says."""
+    gradients = bins.records.new_zeros(bins.num_visible * _GRADIENT_FLOATS)
     images_in = [None if g is None else g.contiguous() for g in upstream]
     kernel = load_kernels("gaussian_blend.cu", ("blend_backward",))["blend_backward"]
     launch(
@@ -303,7 +316,9 @@ def _blend_backward(
         bins.segments[1],
         *images,
         *images_in,
+        bins.slots,
         gradients,
+        gradients[8 * bins.num_visible :],
         *shape.blend_arguments(),
     )
     return gradients
@@ -313,7 +328,7 @@ def _project_backward(
     shape: _Shape,
     gaussians: tuple[Tensor, ...],
     cameras: tuple[Tensor, ...],
-    records: Tensor,
+    slots: Tensor,
     record_gradients: Tensor,
     scale_modifier: float,
 ) -> tuple[Tensor, ...]:
@@ -327,8 +342,9 @@ def _project_backward(
         _GRADIENT_THREADS,
         *gaussians[:4],
         *cameras,
-        records,
+        slots,
         record_gradients,
+        record_gradients[record_gradients.numel() // _GRADIENT_FLOATS * 8 :],
         *gradients,
         shape.count,
         shape.views,

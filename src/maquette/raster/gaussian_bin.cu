@@ -4,7 +4,6 @@
 
 namespace {
 
-constexpr int WIDE = 32;             // a Gaussian that may touch more tiles than this is spread over its warp
 constexpr float CULL_SLACK = 0.02f;  // in log2(alpha): culling errs on the side of keeping
 
 // A float whose products and sums the compiler must not fuse: counting and writing must agree on every tile.
@@ -26,7 +25,7 @@ __device__ __forceinline__ Real clamp(Real a, Real low, Real high) {
 struct Footprint {
     Real u, v, reach, inv_var_y, width_scale, slope, peak, top;
     int x0, x1, y0, y1;
-    u32 payload, first_tile;
+    u32 payload;
 };
 
 struct Grid {
@@ -83,6 +82,7 @@ __device__ __forceinline__ int2 columns(const Footprint& f, int row, Grid grid) 
 
 __device__ __forceinline__ Real from_lane(Real value, int lane) { return {__shfl_sync(FULL_WARP, value.value, lane)}; }
 
+// The parts of another lane's footprint that `columns` and the loop below need.
 __device__ __forceinline__ Footprint from_lane(const Footprint& f, int lane) {
     Footprint g;
     g.u = from_lane(f.u, lane);
@@ -96,34 +96,58 @@ __device__ __forceinline__ Footprint from_lane(const Footprint& f, int lane) {
     g.x0 = __shfl_sync(FULL_WARP, f.x0, lane);
     g.x1 = __shfl_sync(FULL_WARP, f.x1, lane);
     g.y0 = __shfl_sync(FULL_WARP, f.y0, lane);
-    g.y1 = __shfl_sync(FULL_WARP, f.y1, lane);
     g.payload = __shfl_sync(FULL_WARP, f.payload, lane);
-    g.first_tile = __shfl_sync(FULL_WARP, f.first_tile, lane);
     return g;
 }
 
-// Calls visit(tile, payload) for every tile of every live lane's Gaussian. All lanes of the warp must come here.
+// Calls visit(tile of the view, payload) for every tile that a live lane's Gaussian reaches. The warp shares the tiles
+// of all its rectangles evenly, so all its lanes must come here.
 template <class Visit>
 __device__ __forceinline__ void for_each_tile(bool live, const Footprint& f, Grid grid, Visit visit) {
-    const bool any = live && f.x1 > f.x0 && f.y1 > f.y0;
-    const bool wide = any && (f.x1 - f.x0) * (f.y1 - f.y0) > WIDE;
-    if (any && !wide) {
-        for (int row = f.y0; row < f.y1; ++row) {
-            const int2 span = columns(f, row, grid);
-            for (int x = span.x; x < span.y; ++x) visit(f.first_tile + row * grid.tiles_x + x, f.payload);
-        }
+    const u32 lane = threadIdx.x & 31;
+    const u32 own = live ? (u32)(f.x1 - f.x0) * (u32)(f.y1 - f.y0) : 0;
+    u64 end = own;  // inclusive prefix sum over the lanes
+    for (int step = 1; step < 32; step *= 2) {
+        const u64 other = __shfl_up_sync(FULL_WARP, end, step);
+        if (lane >= step) end += other;
     }
-    for (u32 left = __ballot_sync(FULL_WARP, wide); left; left &= left - 1) {
-        const Footprint g = from_lane(f, __ffs(left) - 1);
-        for (int row = g.y0 + (threadIdx.x & 31); row < g.y1; row += 32) {
-            const int2 span = columns(g, row, grid);
-            for (int x = span.x; x < span.y; ++x) visit(g.first_tile + row * grid.tiles_x + x, g.payload);
-        }
+    const u64 total = __shfl_sync(FULL_WARP, end, 31);
+    for (u64 first = 0; first < total; first += 32) {
+        const u64 item = first + lane;
+        int owner = 0;  // the first lane whose end lies behind the item
+#pragma unroll
+        for (int step = 16; step > 0; step /= 2)
+            if (__shfl_sync(FULL_WARP, end, owner + step - 1) <= item) owner += step;
+        const Footprint g = from_lane(f, owner);
+        const u32 within = (u32)(item - __shfl_sync(FULL_WARP, end - own, owner));
+        if (item >= total) continue;
+        const u32 width = g.x1 - g.x0, row = within / width;
+        const int y = g.y0 + (int)row, x = g.x0 + (int)(within - row * width);
+        const int2 span = columns(g, y, grid);
+        if (x >= span.x && x < span.y) visit((u32)(y * grid.tiles_x + x), g.payload);
     }
 }
 
 // Zero times a finite number is zero; NaN and infinities survive the sum.
 __device__ __forceinline__ float finite_probe(float3 p) { return p.x * 0.0f + p.y * 0.0f + p.z * 0.0f; }
+
+// Consecutive numbers for the threads of a block of 256 with `wanted`, from a counter that all blocks share.
+__device__ __forceinline__ u32 take_slot(bool wanted, u64* counter) {
+    __shared__ u32 counts[8];
+    __shared__ u32 base;
+    const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    const u32 takers = __ballot_sync(FULL_WARP, wanted);
+    if (lane == 0) counts[warp] = __popc(takers);
+    __syncthreads();
+    u32 before = 0, all = 0;
+    for (int i = 0; i < 8; ++i) {
+        all += counts[i];
+        if (i < warp) before += counts[i];
+    }
+    if (threadIdx.x == 0) base = all ? (u32)atomicAdd(counter, (u64)all) : 0;
+    __syncthreads();
+    return base + before + __popc(takers & ((1u << lane) - 1));
+}
 
 // The exclusive prefix sum of `value` over a block of 1024 threads; `total` receives the sum.
 __device__ __forceinline__ u32 block_prefix(u32 value, u32* total) {
@@ -147,13 +171,14 @@ __device__ __forceinline__ u32 block_prefix(u32 value, u32* total) {
 
 }  // namespace
 
-// Writes the record of every Gaussian in every view, the bits of its depth (a sort key, since depths are positive)
-// when it is visible, and adds it to the counts of its tiles. Blocks of 256 threads, `blocks_per_view` for a view.
+// Writes the record of every Gaussian in every view, its slot among the visible ones (NO_SLOT when culled) and, when
+// visible, the bits of its depth (a sort key, since depths are positive), and adds it to the counts of its tiles.
+// Blocks of 256 threads, `blocks_per_view` for a view. `totals` as in allocate_segments.
 extern "C" __global__ void __launch_bounds__(256)
 project_and_count(const float* __restrict__ means, const float4* __restrict__ quats, const float* __restrict__ scales,
                   const float* __restrict__ opacities, const float* __restrict__ colors,
                   const float4* __restrict__ world_to_camera, const float* __restrict__ intrinsics, float4* records,
-                  u32* depths, u32* counts, int count, int views, int blocks_per_view, int width, int height,
+                  u32* depths, u32* slots, u32* counts, u64* totals, int count, int views, int blocks_per_view, int width, int height,
                   float scale_modifier) {
     const int bv = blockIdx.x / blocks_per_view;
     const int n = (blockIdx.x - bv * blocks_per_view) * 256 + threadIdx.x;
@@ -193,15 +218,16 @@ project_and_count(const float* __restrict__ means, const float4* __restrict__ qu
         }
         records[2 * g + 1] = visible ? r1 : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     }
-    f.payload = 0;
-    f.first_tile = (u32)bv * (grid.tiles_x * grid.tiles_y);
+    const u32 slot = take_slot(visible, totals + 4);
+    if (n < count) slots[g] = visible ? slot : NO_SLOT;
+    counts += (size_t)bv * (grid.tiles_x * grid.tiles_y);
     for_each_tile(visible, f, grid, [=](u32 tile, u32) { atomicAdd(counts + tile, 1u); });
 }
 
 // Gives every tile a segment of the pair list and turns its count into a write cursor. Segments follow one another in
 // any order of the blocks of 1024 threads. Tiles of more than `medium` pairs are listed apart, and those of more than
 // `large` with a segment of scratch space.
-// totals: [0] pairs, [1] medium tiles, [2] large tiles, [3] pairs of large tiles.
+// totals: [0] pairs, [1] medium tiles, [2] large tiles, [3] pairs of large tiles, [4] visible Gaussians.
 extern "C" __global__ void __launch_bounds__(1024)
 allocate_segments(u32* cursors, u32* starts, u64* totals, int* medium_tiles, int* large_tiles, u32* large_scratch,
                   int tiles, u32 medium, u32 large) {
@@ -233,13 +259,13 @@ write_pairs(const float4* __restrict__ records, u32* cursors, u32* pairs, int co
     const Grid grid = {width, height, (width + TILE - 1) / TILE, (height + TILE - 1) / TILE};
     const size_t g = (size_t)bv * count + n;
     bool visible = false;
-    Footprint f;
+    Footprint f = {};
     if (n < count) {
         const float4 r1 = __ldg(records + 2 * g + 1);
         visible = r1.z > 0.0f;
         if (visible) f = footprint(__ldg(records + 2 * g), r1, grid);
     }
     f.payload = (u32)g;
-    f.first_tile = (u32)bv * (grid.tiles_x * grid.tiles_y);
+    cursors += (size_t)bv * (grid.tiles_x * grid.tiles_y);
     for_each_tile(visible, f, grid, [=](u32 tile, u32 payload) { pairs[atomicAdd(cursors + tile, 1u)] = payload; });
 }

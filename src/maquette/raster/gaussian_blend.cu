@@ -18,9 +18,8 @@ namespace {
 
 constexpr int BATCH = 128;
 constexpr int GROUP = 16;
-constexpr int ROW = 68;             // float2 per Gaussian of a group: 64 pixels and padding against bank conflicts
-constexpr float CULL_SLACK = 0.01f;   // in log2(alpha), errs on the side of keeping
-constexpr float POWER_SLACK = 1e-4f;  // rounding may lift a quadratic form's maximum this far over zero
+constexpr int ROW = 68;              // float2 per Gaussian of a group: 64 pixels and padding against bank conflicts
+constexpr float CULL_SLACK = 0.01f;  // in log2(alpha), errs on the side of keeping
 
 __device__ __forceinline__ float exp2_fast(float x) {
     float y;
@@ -31,7 +30,7 @@ __device__ __forceinline__ float exp2_fast(float x) {
 struct Stage {
     float4 a[BATCH];  // u, v, A, B
     float4 b[BATCH];  // C, log2 opacity, red, green
-    float2 c[BATCH];  // blue, z
+    float4 c[BATCH];  // blue, z, opacity, opacity within the clamp
     unsigned char quadrants[BATCH];
 };
 
@@ -75,7 +74,8 @@ __device__ __forceinline__ void stage_pair(Stage& stage, int slot, u32 g, const 
     const float3 color = load3(colors, first_color + (g - first_record));
     stage.a[slot] = r0;
     stage.b[slot] = make_float4(r1.x, r1.y, color.x, color.y);
-    stage.c[slot] = make_float2(color.z, r1.z);
+    const float opacity = exp2_fast(r1.y);
+    stage.c[slot] = make_float4(color.z, r1.z, opacity, fminf(opacity, MAX_ALPHA));
     const float least = LOG2_MIN_ALPHA - CULL_SLACK - r1.y;
     const float slope_x = __fdividef(r0.w, 2.0f * r0.z), slope_y = __fdividef(r0.w, 2.0f * r1.x);
     u32 quadrants = 0;
@@ -87,23 +87,19 @@ __device__ __forceinline__ void stage_pair(Stage& stage, int slot, u32 g, const 
     stage.quadrants[slot] = quadrants;
 }
 
-// log2(alpha) of one Gaussian in a thread's two pixels.
+// log2(alpha) of one Gaussian in a thread's two pixels. Rounding may lift it over the opacity; that is cut off later.
 __device__ __forceinline__ float2 log2_alphas(float4 a, float4 b, float x, float y) {
     const float dx = a.x - x, dy0 = a.y - y, dy1 = dy0 - 4.0f;
     const float base = fmaf(a.z * dx, dx, b.y), skew = a.w * dx;
     return make_float2(fmaf(fmaf(b.x, dy0, skew), dy0, base), fmaf(fmaf(b.x, dy1, skew), dy1, base));
 }
 
-__device__ __forceinline__ bool contributes(float log2_alpha, float log2_opacity) {
-    return log2_alpha >= LOG2_MIN_ALPHA && log2_alpha <= log2_opacity + POWER_SLACK;
-}
-
 struct Pixel {
     float light, red, green, blue, depth;
     bool done;
 
-    __device__ __forceinline__ void add(float log2_alpha, float4 b, float2 c) {
-        const float alpha = fminf(MAX_ALPHA, exp2_fast(log2_alpha)), left = light * (1.0f - alpha);
+    __device__ __forceinline__ void add(float log2_alpha, float4 b, float4 c) {
+        const float alpha = fminf(c.w, exp2_fast(log2_alpha)), left = light * (1.0f - alpha);
         if (left < MIN_TRANSMITTANCE) {
             done = true;
             return;
@@ -160,8 +156,8 @@ struct PixelGradient {
     }
 
     // Returns dL/dlog(alpha before the clamp) and the blend weight, and moves on behind the Gaussian.
-    __device__ __forceinline__ float2 step(float log2_alpha, float4 b, float2 c) {
-        const float raw = exp2_fast(log2_alpha), alpha = fminf(MAX_ALPHA, raw);
+    __device__ __forceinline__ float2 step(float log2_alpha, float4 b, float4 c) {
+        const float raw = fminf(c.z, exp2_fast(log2_alpha)), alpha = fminf(MAX_ALPHA, raw);
         const float passed = 1.0f - alpha, left = light * passed;
         if (left < MIN_TRANSMITTANCE) {
             done = true;
@@ -209,7 +205,7 @@ __device__ __forceinline__ void add2(float* target, float2 v) {
 
 struct __align__(16) BackwardStage {
     Stage stage;
-    u32 index[BATCH];
+    u32 slots[BATCH];                  // rows of the gradients
     float2 basis[8][32];               // [1, x, y, x^2, xy, y^2] in the order of the matrix product's fragments
     float2 slopes[4][GROUP * ROW];     // per warp: (dL/dlog(alpha), weight) of Gaussian i, pixel j at i * ROW + j
 };
@@ -228,10 +224,15 @@ __device__ __forceinline__ float basis_value(int column, int pixel) {
     }
 }
 
-// Adds the gradients of a group of `size` Gaussians to the record gradients. Lane i and lane i + 16 hold the stage
-// slot of Gaussian i; `upstream` are the pixels' gradients as fragments, high parts in columns 0-3, low in 4-7.
-__device__ __forceinline__ void flush(BackwardStage& s, int warp, int lane, int slot, int size,
-                                      const float2 upstream[8], float center_x, float center_y, float* gradients) {
+// Where the gradients of the visible Gaussians are summed, by slot.
+struct Gradients {
+    float* eight;  // dL/d(u, v, conic xx, conic xy), dL/d(red, green, blue, z)
+    float* two;    // dL/d(conic yy, log opacity)
+};
+
+// Adds the gradients of a group of `size` Gaussians. Lane i and lane i + 16 hold the place in the stage of Gaussian i; `upstream` are the pixels' gradients as fragments, high parts in columns 0-3, low in 4-7.
+__device__ __forceinline__ void flush(BackwardStage& s, int warp, int lane, int place, int size,
+                                      const float2 upstream[8], float center_x, float center_y, Gradients gradients) {
     __syncwarp();
     const int row = lane >> 2, column = lane & 3;
     const float2* values = s.slopes[warp] + row * ROW + column;
@@ -265,15 +266,16 @@ __device__ __forceinline__ void flush(BackwardStage& s, int warp, int lane, int 
     __syncwarp();
     const int own = lane & 15;
     if (own < size) {
-        float* target = gradients + 12 * (size_t)s.index[slot];
+        const size_t slot = s.slots[place];
+        float* target = gradients.eight + 8 * slot;
         const float4 first = *(const float4*)(table + own * 20 + (lane < 16 ? 0 : 8));
         const float4 second = *(const float4*)(table + own * 20 + (lane < 16 ? 4 : 12));
         if (lane >= 16) {
             add4(target + 4, make_float4(first.x + second.x, first.y + second.y, first.z + second.z,
                                          first.w + second.w));
         } else {
-            const float4 a = s.stage.a[slot];
-            const float conic_xx = -2.0f * LN2 * a.z, conic_xy = -LN2 * a.w, conic_yy = -2.0f * LN2 * s.stage.b[slot].x;
+            const float4 a = s.stage.a[place];
+            const float conic_xx = -2.0f * LN2 * a.z, conic_xy = -LN2 * a.w, conic_yy = -2.0f * LN2 * s.stage.b[place].x;
             const float du = a.x - center_x, dv = a.y - center_y, sum = first.x;
             const float sum_x = du * sum - first.y, sum_y = dv * sum - first.z;
             const float sum_xx = du * (sum_x - first.y) + first.w;
@@ -281,7 +283,7 @@ __device__ __forceinline__ void flush(BackwardStage& s, int warp, int lane, int 
             const float sum_xy = du * sum_y - dv * first.y + second.x;
             add4(target, make_float4(-(conic_xx * sum_x + conic_xy * sum_y), -(conic_yy * sum_y + conic_xy * sum_x),
                                      -0.5f * sum_xx, -sum_xy));
-            add2(target + 8, make_float2(-0.5f * sum_yy, sum));
+            add2(gradients.two + 2 * slot, make_float2(-0.5f * sum_yy, sum));
         }
     }
     __syncwarp();
@@ -318,10 +320,10 @@ blend_forward(const float4* __restrict__ records, const float* __restrict__ colo
             for (; reaching; reaching &= reaching - 1) {
                 const int slot = k + __ffs(reaching) - 1;
                 const float4 a = stage.a[slot], b = stage.b[slot];
-                const float2 c = stage.c[slot];
+                const float4 c = stage.c[slot];
                 const float2 power = log2_alphas(a, b, x + 0.5f, y + 0.5f);
-                if (!upper.done && contributes(power.x, b.y)) upper.add(power.x, b, c);
-                if (!lower.done && contributes(power.y, b.y)) lower.add(power.y, b, c);
+                if (!upper.done && power.x >= LOG2_MIN_ALPHA) upper.add(power.x, b, c);
+                if (!lower.done && power.y >= LOG2_MIN_ALPHA) lower.add(power.y, b, c);
             }
         }
     }
@@ -329,16 +331,16 @@ blend_forward(const float4* __restrict__ records, const float* __restrict__ colo
     lower.write(color, depths, alphas, background, tile.bv, image, x, y + 4);
 }
 
-// Adds to `gradients` [BV * count, 12], zero before: dL/d(u, v, conic xx, conic xy), dL/d(red, green, blue, z),
-// dL/d(conic yy, log opacity) and two unused. A gradient image may be null.
+// Adds the gradients of the visible Gaussians to `eight` and `two`, zero before. A gradient image may be null.
 extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS)
 blend_backward(const float4* __restrict__ records, const float* __restrict__ colors, const u32* __restrict__ pairs,
                const u32* __restrict__ starts, const u32* __restrict__ ends, const float* __restrict__ color,
                const float* __restrict__ depths, const float* __restrict__ alphas,
                const float* __restrict__ grad_color, const float* __restrict__ grad_depth,
-               const float* __restrict__ grad_alpha, float* gradients, int count, int views, int tiles_x,
+               const float* __restrict__ grad_alpha, const u32* __restrict__ slots, float* eight, float* two, int count, int views, int tiles_x,
                int tiles_per_view, int width, int height) {
     __shared__ BackwardStage s;
+    const Gradients gradients = {eight, two};
     const Tile tile = load_tile(starts, ends, tiles_x, tiles_per_view);
     if (tile.start == tile.end) return;
     const int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31;
@@ -375,7 +377,7 @@ blend_backward(const float4* __restrict__ records, const float* __restrict__ col
         if (__syncthreads_and(upper.done && lower.done)) break;
         if (first + tid < tile.end) {
             stage_pair(s.stage, tid, next, records, colors, first_color, first_record, tile);
-            s.index[tid] = next;
+            s.slots[tid] = __ldg(slots + next);
         } else {
             s.stage.quadrants[tid] = 0;
         }
@@ -386,10 +388,10 @@ blend_backward(const float4* __restrict__ records, const float* __restrict__ col
             for (; reaching; reaching &= reaching - 1) {
                 const int slot = k + __ffs(reaching) - 1;
                 const float4 a = s.stage.a[slot], b = s.stage.b[slot];
-                const float2 c = s.stage.c[slot];
+                const float4 c = s.stage.c[slot];
                 const float2 power = log2_alphas(a, b, x + 0.5f, y + 0.5f);
-                const bool in_upper = !upper.done && contributes(power.x, b.y);
-                const bool in_lower = !lower.done && contributes(power.y, b.y);
+                const bool in_upper = !upper.done && power.x >= LOG2_MIN_ALPHA;
+                const bool in_lower = !lower.done && power.y >= LOG2_MIN_ALPHA;
                 if (!__any_sync(FULL_WARP, in_upper || in_lower)) continue;
                 float2 slope_upper = make_float2(0.0f, 0.0f), slope_lower = make_float2(0.0f, 0.0f);
                 if (in_upper) slope_upper = upper.step(power.x, b, c);

@@ -14,6 +14,7 @@ typedef unsigned long long u64;
 
 #define TILE 16
 #define FULL_WARP 0xffffffffu
+#define NO_SLOT 0xffffffffu
 
 constexpr float NEAR_Z = 0.2f;
 constexpr float DILATION_PX = 0.3f;

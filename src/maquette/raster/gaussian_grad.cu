@@ -87,8 +87,8 @@ __device__ __forceinline__ void store3(float* target, size_t index, float3 v) {
 extern "C" __global__ void __launch_bounds__(128)
 project_backward(const float* __restrict__ means, const float4* __restrict__ quats, const float* __restrict__ scales,
                  const float* __restrict__ opacities, const float4* __restrict__ world_to_camera,
-                 const float* __restrict__ intrinsics, const float4* __restrict__ records,
-                 const float4* __restrict__ gradients, float* grad_means, float4* grad_quats, float* grad_scales,
+                 const float* __restrict__ intrinsics, const u32* __restrict__ slots, const float4* __restrict__ eight,
+                 const float2* __restrict__ two, float* grad_means, float4* grad_quats, float* grad_scales,
                  float* grad_opacities, float* grad_colors, int count, int views, int blocks_per_item, int width,
                  int height, float scale_modifier) {
     const int b = blockIdx.x / blocks_per_item;
@@ -108,12 +108,12 @@ project_backward(const float* __restrict__ means, const float4* __restrict__ qua
     for (int view = 0; view < views; ++view) {
         const int bv = b * views + view;
         const size_t g = (size_t)bv * count + n;
-        if (!(__ldg(records + 2 * g + 1).z > 0.0f)) continue;
+        const u32 slot = __ldg(slots + g);
+        if (slot == NO_SLOT) continue;
         seen = true;
-        const float4* v = gradients + 3 * g;
-        const float4 rest = __ldg(v + 2);
+        const float4* v = eight + 2 * (size_t)slot;
         add_view(sum, load_camera(world_to_camera, intrinsics, bv), mean, axes, width, height, __ldg(v), __ldg(v + 1),
-                 make_float2(rest.x, rest.y));
+                 __ldg(two + slot));
     }
     float v_opacity = 0.0f;
     if (seen) {  // a Gaussian with a value that is not finite is never seen

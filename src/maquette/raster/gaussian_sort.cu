@@ -121,12 +121,10 @@ sort_large(u32* pairs, u32* scratch, const u32* depths, const u32* starts, const
         }
         __syncthreads();
         if (__syncthreads_or(tid < 256 && counts[tid] == size)) continue;
-        if (tid == 0) {
-            u32 sum = 0;
-            for (int i = 0; i < 256; ++i) {
-                offsets[i] = sum;
-                sum += counts[i];
-            }
+        if (tid < 256) {
+            u32 before = 0;
+            for (int i = 0; i < tid; ++i) before += counts[i];
+            offsets[tid] = before;
         }
         for (u32 round = 0; round < size; round += 1024) {
             for (int i = tid; i < 32 * 256; i += 1024) places[0][i] = 0;

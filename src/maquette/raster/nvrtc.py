@@ -39,6 +39,7 @@ _LOG = logging.getLogger(__name__)
 _LOCK = threading.RLock()
 _LOADED: dict[tuple[str, str, tuple[str, ...]], Any] = {}
 _KERNELS: dict[tuple[str, str, tuple[str, ...], str], Kernel] = {}
+_ARCHS: dict[int, str] = {}
 _STREAMS: dict[tuple[int, int], Stream] = {}
 _CONFIGS: dict[tuple[tuple[int, ...], tuple[int, ...], int], LaunchConfig] = {}
 _MAX_CACHED = 256
@@ -177,17 +178,21 @@ def _launch_config(grid: tuple[int, ...], block: tuple[int, ...], shared_bytes: 
 
 
 def _current_arch() -> str:
-    if not torch.cuda.is_available():
+    """Target of the current device, such as "sm_90", looked up once per device."""
+    if not _ARCHS and not torch.cuda.is_available():
         raise UnsupportedError(
             "no CUDA device is visible to torch: move the tensors to the CPU, or run `maquette doctor`"
         )
-    capability = torch.cuda.get_device_capability()
-    if capability < MIN_COMPUTE_CAPABILITY:
-        raise UnsupportedError(
-            f"{torch.cuda.get_device_name()} has compute capability {capability[0]}.{capability[1]}; the CUDA kernels "
-            "need 8.0 (Ampere) or newer: use backend='reference' or the CPU"
-        )
-    return f"sm_{capability[0]}{capability[1]}"
+    index = torch.cuda.current_device()
+    if index not in _ARCHS:
+        capability = torch.cuda.get_device_capability(index)
+        if capability < MIN_COMPUTE_CAPABILITY:
+            raise UnsupportedError(
+                f"{torch.cuda.get_device_name(index)} has compute capability {capability[0]}.{capability[1]}; the CUDA "
+                "kernels need 8.0 (Ampere) or newer: use backend='reference' or the CPU"
+            )
+        _ARCHS[index] = f"sm_{capability[0]}{capability[1]}"
+    return _ARCHS[index]
 
 
 def _load_module(source_name: str, arch: str, options: Sequence[str]) -> Any:
