@@ -250,7 +250,6 @@ def _render_in_pool(
 
 
 def _start_worker(threads: int) -> None:
-    """Shares the CPU cores among the workers; Numba reads its limit when the CPU rasterizer is first imported."""
+    """Shares the CPU cores among the workers (the CPU rasterizer follows torch's number of threads)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    os.environ["NUMBA_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)

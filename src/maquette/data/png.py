@@ -9,11 +9,11 @@ from __future__ import annotations
 import struct
 import zlib
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from maquette.errors import FileFormatError
+from maquette.raster.cpu_jit import compiled
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _RGBA8 = (8, 6, 0, 0, 0)  # bit depth, colour type, compression, filter method, interlace
@@ -70,7 +70,7 @@ def _inflate(packed: bytes, size: int) -> bytes:
     return raw
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _unfilter(rows: NDArray[np.uint8], target: NDArray[np.uint8]) -> bool:
     """Undoes the row filters of `[H, 1 + 4 W]` into `[4, H, W]`; False for an unknown filter."""
     height, width = target.shape[1], target.shape[2]
@@ -96,7 +96,7 @@ def _unfilter(rows: NDArray[np.uint8], target: NDArray[np.uint8]) -> bool:
     return True
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _paeth(left: int, up: int, corner: int) -> int:
     estimate = left + up - corner
     to_left, to_up, to_corner = abs(estimate - left), abs(estimate - up), abs(estimate - corner)

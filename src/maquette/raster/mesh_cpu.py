@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from maquette.raster.cpu_jit import compiled, kernel_threads
 from maquette.raster.mesh import NEAR
 
 _TASKS_PER_THREAD = 4
@@ -27,21 +28,14 @@ def rasterize(points: Tensor, faces: Tensor, pinhole: Tensor, height: int, width
     barycentrics = np.zeros((num_views, height, width, 3), np.float32)
     depth = np.zeros((num_views, height, width), np.float32)
     if num_views and faces.shape[0]:
-        wanted = _TASKS_PER_THREAD * numba.get_num_threads()
-        bands = max(1, min(height, math.ceil(wanted / num_views)))
-        _rasterize(
-            points.contiguous().numpy(),
-            faces.contiguous().numpy(),
-            pinhole.contiguous().numpy(),
-            bands,
-            triangle_id,
-            barycentrics,
-            depth,
-        )
+        arrays = (points.contiguous().numpy(), faces.contiguous().numpy(), pinhole.contiguous().numpy())
+        with kernel_threads() as threads:
+            bands = max(1, min(height, math.ceil(_TASKS_PER_THREAD * threads / num_views)))
+            _rasterize(*arrays, bands, triangle_id, barycentrics, depth)
     return torch.from_numpy(triangle_id), torch.from_numpy(barycentrics), torch.from_numpy(depth)
 
 
-@numba.njit(cache=True, error_model="numpy")
+@compiled()
 def _pixel_range(low: float, high: float, first: int, last: int) -> tuple[int, int]:
     """Pixels in [first, last) whose centres lie in [low, high], as a half-open range."""
     start = max(float(first), np.ceil(low - 0.5 - _MARGIN_PX))
@@ -51,7 +45,7 @@ def _pixel_range(low: float, high: float, first: int, last: int) -> tuple[int, i
     return int(start), int(stop)
 
 
-@numba.njit(cache=True, error_model="numpy")
+@compiled()
 def _bounds(corners: NDArray[np.float64], pinhole: NDArray[np.float64]) -> tuple[float, float, float, float]:
     """Box in pixels (u low, u high, v low, v high) around the part of a triangle beyond the near plane."""
     low_u, high_u, low_v, high_v = np.inf, -np.inf, np.inf, -np.inf
@@ -72,7 +66,7 @@ def _bounds(corners: NDArray[np.float64], pinhole: NDArray[np.float64]) -> tuple
     return low_u, high_u, low_v, high_v
 
 
-@numba.njit(cache=True, error_model="numpy")
+@compiled()
 def _setup(corners: NDArray[np.float64], pinhole: NDArray[np.float64], edges: NDArray[np.float64]) -> float:
     """Writes the oriented edge coefficients `[3, 3]` and returns the absolute determinant."""
     for i in range(3):
@@ -92,7 +86,7 @@ def _setup(corners: NDArray[np.float64], pinhole: NDArray[np.float64], edges: ND
     return float(det)
 
 
-@numba.njit(cache=True, error_model="numpy")
+@compiled()
 def _fill(
     edges: NDArray[np.float64],
     det: float,
@@ -128,7 +122,7 @@ def _fill(
                 depth[row, column] = z32
 
 
-@numba.njit(cache=True, error_model="numpy")
+@compiled()
 def _resolve(
     points: NDArray[np.float64],
     faces: NDArray[np.int64],
@@ -161,7 +155,7 @@ def _resolve(
             barycentrics[row, column, 2] = e2 / total
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy")
+@compiled(parallel=True)
 def _rasterize(
     points: NDArray[np.float64],
     faces: NDArray[np.int64],
