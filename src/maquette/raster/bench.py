@@ -252,7 +252,10 @@ def _images_and_gradients(contender: _Contender, gaussians: Gaussians, cameras: 
     images = contender.as_images(contender.render(leaves))
     generator = torch.Generator(device=cameras.device).manual_seed(2)
     upstream = [torch.randn(image.shape, generator=generator, device=cameras.device) for image in images]
-    gradients = torch.autograd.grad(images, _inputs(leaves), upstream)
+    gradients = list(torch.autograd.grad(images, _inputs(leaves), upstream))
+    # Backends that normalise quaternions themselves have no gradient along them: compare the part across.
+    along = (gradients[1] * gaussians.quats).sum(-1, keepdim=True)
+    gradients[1] = gradients[1] - along * gaussians.quats
     color, depth, alpha = (image.detach().cpu() for image in images)
     return (color, depth, alpha), [gradient.cpu() for gradient in gradients]
 

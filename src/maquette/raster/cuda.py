@@ -304,7 +304,7 @@ def _blend_backward(
     """Gradients of the visible records: eight floats each, then two each, laid out as gaussian_blend.cu says."""
     gradients = bins.records.new_zeros(bins.num_visible * _GRADIENT_FLOATS)
     images_in = [None if g is None else g.contiguous() for g in upstream]
-    kernel = load_kernels("gaussian_blend.cu", ("blend_backward",))["blend_backward"]
+    kernel = load_kernels("gaussian_blend_backward.cu", ("blend_backward",))["blend_backward"]
     launch(
         kernel,
         shape.tiles,

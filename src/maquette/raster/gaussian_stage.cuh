@@ -1,0 +1,85 @@
+// What both directions of blending share: a block of 128 threads walks the pairs of one tile front to back.
+//
+// A warp owns one 8 x 8 quadrant of the tile and a thread two pixels, four rows apart. The tile's pairs are staged in
+// shared memory in batches; while staging, one thread per Gaussian tests exactly which quadrants its ellipse reaches,
+// and a warp then walks only those that reach its own. Exponentials are in base 2.
+#pragma once
+
+#include "gaussian_common.cuh"
+
+
+constexpr int BATCH = 128;
+constexpr float CULL_SLACK = 0.01f;  // in log2(alpha), errs on the side of keeping
+
+__device__ __forceinline__ float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+struct Stage {
+    float4 a[BATCH];  // u, v, A, B
+    float4 b[BATCH];  // C, log2 opacity, red, green
+    float4 c[BATCH];  // blue, z, opacity, opacity within the clamp
+    unsigned char quadrants[BATCH];
+};
+
+struct Tile {
+    int bv, x, y;  // view and first pixel
+    u32 start, end;
+};
+
+struct Image {
+    int width, height;
+    size_t pixels;
+};
+
+__device__ __forceinline__ Tile load_tile(const u32* starts, const u32* ends, int tiles_x, int tiles_per_view) {
+    const int bv = blockIdx.x / tiles_per_view, tile = blockIdx.x - bv * tiles_per_view;
+    const int row = tile / tiles_x;
+    return {bv, (tile - row * tiles_x) * TILE, row * TILE, starts[blockIdx.x], ends[blockIdx.x]};
+}
+
+// Largest A dx^2 + B dx dy + C dy^2 (A, C < 0) over the pixel centres' box from (x, y) to (x + 7, y + 7).
+__device__ __forceinline__ float largest_power(float4 a, float c, float slope_x, float slope_y, float x, float y) {
+    const float near_x = fminf(fmaxf(a.x, x), x + 7.0f), near_y = fminf(fmaxf(a.y, y), y + 7.0f);
+    const float dx = a.x - near_x, dy = a.y - near_y;
+    float best = -1e30f;
+    if (dx == 0.0f && dy == 0.0f) best = 0.0f;
+    if (dx != 0.0f) {
+        const float ey = a.y - fminf(fmaxf(a.y + slope_y * dx, y), y + 7.0f);
+        best = a.z * dx * dx + a.w * dx * ey + c * ey * ey;
+    }
+    if (dy != 0.0f) {
+        const float ex = a.x - fminf(fmaxf(a.x + slope_x * dy, x), x + 7.0f);
+        best = fmaxf(best, a.z * ex * ex + a.w * ex * dy + c * dy * dy);
+    }
+    return best;
+}
+
+__device__ __forceinline__ void stage_pair(Stage& stage, int slot, u32 g, const float4* __restrict__ records,
+                                           const float* __restrict__ colors, size_t first_color, u32 first_record,
+                                           const Tile& tile) {
+    const float4 r0 = __ldg(records + 2 * (size_t)g), r1 = __ldg(records + 2 * (size_t)g + 1);
+    const float3 color = load3(colors, first_color + (g - first_record));
+    stage.a[slot] = r0;
+    stage.b[slot] = make_float4(r1.x, r1.y, color.x, color.y);
+    const float opacity = exp2_fast(r1.y);
+    stage.c[slot] = make_float4(color.z, r1.z, opacity, fminf(opacity, MAX_ALPHA));
+    const float least = LOG2_MIN_ALPHA - CULL_SLACK - r1.y;
+    const float slope_x = __fdividef(r0.w, 2.0f * r0.z), slope_y = __fdividef(r0.w, 2.0f * r1.x);
+    u32 quadrants = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const float x = tile.x + (i & 1) * 8 + 0.5f, y = tile.y + (i >> 1) * 8 + 0.5f;
+        if (largest_power(r0, r1.x, slope_x, slope_y, x, y) >= least) quadrants |= 1u << i;
+    }
+    stage.quadrants[slot] = quadrants;
+}
+
+// log2(alpha) of one Gaussian in a thread's two pixels. Rounding may lift it over the opacity; that is cut off later.
+__device__ __forceinline__ float2 log2_alphas(float4 a, float4 b, float x, float y) {
+    const float dx = a.x - x, dy0 = a.y - y, dy1 = dy0 - 4.0f;
+    const float base = fmaf(a.z * dx, dx, b.y), skew = a.w * dx;
+    return make_float2(fmaf(fmaf(b.x, dy0, skew), dy0, base), fmaf(fmaf(b.x, dy1, skew), dy1, base));
+}
