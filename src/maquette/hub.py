@@ -5,14 +5,22 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
+from http import HTTPStatus
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
+from urllib.error import HTTPError
 
+import maquette
 from maquette.errors import DownloadError
 from maquette.weights import store_folder
 
 _CHUNK_BYTES = 1 << 22
-_CONNECT_TIMEOUT_S = 10.0
+_TIMEOUT_S = 20.0
+_MAX_ATTEMPTS = 3
+_PUBLIC_ENDPOINT = "https://huggingface.co"
 
 
 @dataclass(frozen=True)
@@ -36,19 +44,26 @@ class HubFile:
     @property
     def url(self) -> str:
         """Where a browser finds exactly this file."""
-        return f"https://huggingface.co/{self.repository}/resolve/{self.revision}/{self.filename}"
+        return f"{_PUBLIC_ENDPOINT}/{self.repository}/resolve/{self.revision}/{self.filename}"
 
 
-def download(file: HubFile, *, by_hand: str, endpoint: str | None = None) -> Path:
+def download(
+    file: HubFile,
+    *,
+    by_hand: str,
+    endpoint: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
     """Downloads a file into the store's download folder and checks its size and SHA-256.
 
-    An interrupted download continues where it stopped when called again. A proxy or mirror is chosen by the usual
-    variables (`HTTPS_PROXY`, `HF_ENDPOINT`).
+    A download that breaks off continues where it stopped, at once and when called again later. (The hub's own client
+    starts again in every call.) A proxy or mirror is chosen by the usual variables (`HTTPS_PROXY`, `HF_ENDPOINT`).
 
     Args:
         file: what to download.
         by_hand: sentence for errors that says how to install the file without a network.
         endpoint: address of the hub; None takes `HF_ENDPOINT` or the public one.
+        progress: called with the bytes that are here and their total.
 
     Returns:
         Path of the checked file; the caller removes it with `discard_download`.
@@ -56,27 +71,56 @@ def download(file: HubFile, *, by_hand: str, endpoint: str | None = None) -> Pat
     Raises:
         DownloadError: no network, no such file, not enough disk space, or the bytes are not the pinned ones.
     """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-
     folder = download_folder(file)
     _check_disk(folder, file)
-    address = endpoint or os.environ.get("HF_ENDPOINT") or None
-    url = hf_hub_url(file.repository, file.filename, revision=file.revision, endpoint=address)
-    try:
-        # Asked first because it fails at once without a network, where the download would retry for long.
-        get_hf_file_metadata(url, timeout=_CONNECT_TIMEOUT_S, token=False, endpoint=address)
-        path = Path(
-            hf_hub_download(
-                file.repository, file.filename, revision=file.revision, local_dir=folder, endpoint=address, token=False
-            )
-        )
-    except Exception as error:  # hub clients of different versions raise errors of different HTTP libraries
-        raise DownloadError(_failure(file, address, error, by_hand)) from error
-    problem = mismatch(path, file)
+    address = (endpoint or os.environ.get("HF_ENDPOINT") or _PUBLIC_ENDPOINT).rstrip("/")
+    url = file.url.replace(_PUBLIC_ENDPOINT, address, 1)
+    part, finished = folder / f"{file.filename}.part", folder / file.filename
+    attempts = 0
+    while not finished.is_file():
+        before = part.stat().st_size if part.is_file() else 0
+        try:
+            if before < file.size_bytes:  # otherwise it was complete, but the process ended before it said so
+                _append(url, part, file.size_bytes, progress)
+        except (OSError, HTTPException, ValueError) as error:
+            # A server's clear answer will not change; a broken line may heal, and starts anew after any progress.
+            advanced = part.is_file() and part.stat().st_size > before
+            attempts = 0 if advanced else attempts + 1
+            if isinstance(error, HTTPError) or (before == 0 and not advanced) or attempts >= _MAX_ATTEMPTS:
+                raise DownloadError(_failure(file, address, error, by_hand)) from error
+            continue
+        part.replace(finished)
+    problem = mismatch(finished, file)
     if problem:
         discard_download(file)
         raise DownloadError(f"{file.filename} from {file.repository} is not the pinned file: {problem}. {by_hand}")
-    return path
+    return finished
+
+
+def _append(url: str, part: Path, size_bytes: int, progress: Callable[[int, int], None] | None) -> None:
+    """Fetches what is missing of `part`; raises when the connection ends early."""
+    done = part.stat().st_size if part.is_file() else 0
+    request = urllib.request.Request(url, headers={"User-Agent": f"maquette/{maquette.__version__}"})
+    if done:
+        request.add_header("Range", f"bytes={done}-")
+    with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
+        resumed = done > 0 and response.status == HTTPStatus.PARTIAL_CONTENT
+        done = done if resumed else 0
+        with part.open("ab" if resumed else "wb") as stream:
+            while done <= size_bytes and (chunk := response.read(_CHUNK_BYTES)):
+                stream.write(chunk)
+                done += len(chunk)
+                if progress is not None:
+                    progress(done, size_bytes)
+    if done < size_bytes and done < _announced(response, done):
+        raise ConnectionError(f"the connection ended after {done:,} of {size_bytes:,} bytes")
+
+
+def _announced(response: HTTPResponse, done: int) -> int:
+    """Size of the whole file according to the answer's headers; `done` when they do not say."""
+    whole = (response.headers.get("Content-Range") or "").rpartition("/")[2]
+    text = whole or response.headers.get("Content-Length") or ""
+    return int(text) if text.isdigit() else done
 
 
 def download_folder(file: HubFile) -> Path:
@@ -113,10 +157,9 @@ def _check_disk(folder: Path, file: HubFile) -> None:
         )
 
 
-def _failure(file: HubFile, address: str | None, error: Exception, by_hand: str) -> str:
+def _failure(file: HubFile, address: str, error: Exception, by_hand: str) -> str:
     reason = str(error).strip().split("\n")[0] or type(error).__name__
-    where = address or "https://huggingface.co"
     return (
-        f"could not download {file.filename} of {file.repository} (revision {file.revision[:8]}) from {where}: "
-        f"{type(error).__name__}: {reason}. Try again to continue the download. {by_hand}"
+        f"could not download {file.filename} of {file.repository} (revision {file.revision[:8]}) from {address}: "
+        f"{reason}. Run the same again to continue the download. {by_hand}"
     )

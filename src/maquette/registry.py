@@ -207,12 +207,13 @@ def load(
     return LGMReconstructor(load_network(model, path, device, dtype))
 
 
-def pull(name: str, *, endpoint: str | None = None) -> Path:
+def pull(name: str, *, endpoint: str | None = None, progress: Callable[[int, int], None] | None = None) -> Path:
     """Downloads, checks and installs the published weights of a model; returns the file in the store.
 
     Args:
         name: registry name.
         endpoint: address of the hub; None takes `HF_ENDPOINT` or the public one.
+        progress: called with the bytes that are here and their total.
 
     Raises:
         InvalidInputError: no such model, or nothing is published for it.
@@ -229,7 +230,8 @@ def pull(name: str, *, endpoint: str | None = None) -> Path:
             f"no weights of {name} are published: {entry.how_to_get}. Published: {', '.join(published)}"
         )
     file = entry.hub_file
-    downloaded = download(file, by_hand=f"Without a network: {entry.by_hand}", endpoint=endpoint)
+    by_hand = f"Without a network: {entry.by_hand}"
+    downloaded = download(file, by_hand=by_hand, endpoint=endpoint, progress=progress)
     origin = {"origin": file.url, "sha256": file.sha256}
     installed = import_checkpoint(downloaded, name, facts=origin)
     discard_download(file)

@@ -98,6 +98,8 @@ def run_info(args: InfoArgs) -> int:
 
 def run_pull(args: PullArgs) -> int:
     """Downloads weights."""
+    from tqdm import tqdm
+
     from maquette.registry import get_entry, pull
     from maquette.weights import stored_file
 
@@ -108,7 +110,13 @@ def run_pull(args: PullArgs) -> int:
         return 0
     if entry.hub_file is not None:
         print(f"{entry.hub_file.url} ({_size_text(entry.hub_file.size_bytes)})")
-    path = pull(entry.name)
+    with tqdm(unit="B", unit_scale=True, disable=None) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        path = pull(entry.name, progress=show)
     print(f"checked and installed: {path}")
     return 0
 
