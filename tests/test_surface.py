@@ -152,7 +152,7 @@ def no_surface() -> dict[str, Callable[[], Gaussians]]:
         "none": lambda: sphere(10).select(torch.zeros(10, dtype=torch.bool)),
         "transparent": lambda: replaced(opacities=torch.zeros(100)),
         "not finite": lambda: replaced(means=torch.full((100, 3), torch.inf)),
-        "fog": lambda: replaced(opacities=torch.full((100,), 0.021), scales=torch.full((100, 3), 0.002)),
+        "fog": lambda: sphere(6, opacity=0.021),
         "larger than the object": lambda: replaced(scales=torch.full((100, 3), 50.0)),
     }
 
@@ -161,6 +161,12 @@ def no_surface() -> dict[str, Callable[[], Gaussians]]:
 def test_no_surface_is_an_error(case: str) -> None:
     with pytest.raises(InvalidInputError, match="no surface"):
         gaussians_to_mesh(no_surface()[case](), resolution=32)
+
+
+def test_sparse_shell_does_not_fall_into_beads() -> None:
+    mesh = gaussians_to_mesh(sphere(1500), resolution=64)
+    assert signed_volume(mesh) > 4 / 3 * torch.pi * 0.45**3
+    assert float(mesh.vertices.norm(dim=1).min()) > 0.42
 
 
 def test_options_are_checked() -> None:
