@@ -165,8 +165,8 @@ class _Rasterize(torch.autograd.Function):
             bins = _bin(shape, gaussians, world_to_camera, intrinsics, scale_modifier)
             images = _blend(shape, bins, colors, background)
         ctx.set_materialize_grads(False)
-        ctx.shape, ctx.scale_modifier = shape, scale_modifier
-        ctx.save_for_backward(*gaussians, world_to_camera, intrinsics, bins.records, bins.pairs, bins.segments, *images)
+        ctx.shape, ctx.scale_modifier, ctx.bins = shape, scale_modifier, bins
+        ctx.save_for_backward(*gaussians, world_to_camera, intrinsics, *images)
         return images
 
     @staticmethod
@@ -301,7 +301,7 @@ def _blend(shape: _Shape, bins: _Bins, colors: Tensor, background: Tensor) -> tu
 def _blend_backward(
     shape: _Shape, bins: _Bins, colors: Tensor, images: tuple[Tensor, ...], upstream: tuple[Tensor | None, ...]
 ) -> Tensor:
-    """Gradients of the visible records: eight floats each, then two each, laid out as gaussian_blend.cu says."""
+    """Gradients of the visible records: eight floats each, then two each, laid out as gaussian_blend_backward.cu says."""
     gradients = bins.records.new_zeros(bins.num_visible * _GRADIENT_FLOATS)
     images_in = [None if g is None else g.contiguous() for g in upstream]
     kernel = load_kernels("gaussian_blend_backward.cu", ("blend_backward",))["blend_backward"]
