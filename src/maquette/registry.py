@@ -169,7 +169,11 @@ def load_network(
         network = LGM(params)
     load_strictly(network, state, source)
     chosen = dtype or (torch.float32 if target.type == "cpu" else torch.float16)
-    return network.to(device=target, dtype=chosen).eval().requires_grad_(False)
+    network = network.to(device=target, dtype=chosen).eval().requires_grad_(False)
+    for parameter in network.parameters():
+        if parameter.ndim == 4:  # convolutions are faster in this order on CPUs and GPUs
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return network
 
 
 def load(
