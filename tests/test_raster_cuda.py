@@ -157,7 +157,8 @@ def test_long_tiles(count: int, equal_depth: bool) -> None:
         assert (gradient - expected).norm() < 5e-2 * expected.norm(), name
     if not equal_depth:
         reversed_scene = scene.subset(torch.arange(count).flip(0))
-        assert torch.equal(render(reversed_scene.to("cuda"))[0], images[0]), "the order of the input does not matter"
+        flipped = render(reversed_scene.to("cuda"))[0]  # a few depths are equal after rounding, and change places
+        assert (flipped - images[0]).abs().max() < 1e-3, "the order of the input does not matter"
 
 
 @pytest.mark.gpu

@@ -162,8 +162,9 @@ class _Rasterize(torch.autograd.Function):
             )
         gaussians = (means, quats, scales, opacities, colors)
         with torch.cuda.device(means.device):
+            images = _empty_images(shape, colors)  # before the GPU has to wait for the host
             bins = _bin(shape, gaussians, world_to_camera, intrinsics, scale_modifier)
-            images = _blend(shape, bins, colors, background)
+            _blend(shape, bins, colors, background, images)
         ctx.set_materialize_grads(False)
         ctx.shape, ctx.scale_modifier, ctx.bins = shape, scale_modifier, bins
         ctx.save_for_backward(*gaussians, world_to_camera, intrinsics, *images)
@@ -274,14 +275,15 @@ def _sort(pairs: Tensor, depths: Tensor, segments: Tensor, lists: Tensor, totals
         launch(kernels["sort_large"], num_large, 1024, pairs, scratch, depths, starts, ends, lists[1], lists[2])
 
 
-def _blend(shape: _Shape, bins: _Bins, colors: Tensor, background: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Colour, depth and alpha images."""
+def _empty_images(shape: _Shape, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     size = (shape.items, shape.views, shape.height, shape.width)
-    color = colors.new_empty(*size[:2], 3, *size[2:])
-    depth, alpha = colors.new_empty(size), colors.new_empty(size)
-    kernel = load_kernels("gaussian_blend.cu", ("blend_forward",))["blend_forward"]
+    return like.new_empty(*size[:2], 3, *size[2:]), like.new_empty(size), like.new_empty(size)
+
+
+def _blend(shape: _Shape, bins: _Bins, colors: Tensor, background: Tensor, images: tuple[Tensor, ...]) -> None:
+    """Writes the colour, depth and alpha images."""
     launch(
-        kernel,
+        load_kernels("gaussian_blend.cu", ("blend_forward",))["blend_forward"],
         shape.tiles,
         _BLEND_THREADS,
         bins.records,
@@ -290,12 +292,9 @@ def _blend(shape: _Shape, bins: _Bins, colors: Tensor, background: Tensor) -> tu
         bins.pairs,
         bins.segments[0],
         bins.segments[1],
-        color,
-        depth,
-        alpha,
+        *images,
         *shape.blend_arguments(),
     )
-    return color, depth, alpha
 
 
 def _blend_backward(

@@ -10,6 +10,7 @@ are compiled once per process instead.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import logging
@@ -37,8 +38,8 @@ MIN_COMPUTE_CAPABILITY = (8, 0)
 _SOURCE_FOLDER = Path(__file__).parent
 _LOG = logging.getLogger(__name__)
 _LOCK = threading.RLock()
-_LOADED: dict[tuple[str, str, tuple[str, ...]], Any] = {}
-_KERNELS: dict[tuple[str, str, tuple[str, ...], str], Kernel] = {}
+_MODULES: dict[tuple[str, str, tuple[str, ...]], Any] = {}
+_KERNELS: dict[tuple[str, str, tuple[str, ...], tuple[str, ...]], dict[str, Kernel]] = {}
 _ARCHS: dict[int, str] = {}
 _STREAMS: dict[tuple[int, int], Stream] = {}
 _CONFIGS: dict[tuple[tuple[int, ...], tuple[int, ...], int], LaunchConfig] = {}
@@ -104,17 +105,13 @@ def load_kernels(source_name: str, kernel_names: Sequence[str], options: Sequenc
         MissingDependencyError: cuda-core or NVRTC is missing.
         UnsupportedError: no CUDA device, one older than compute capability 8.0, or a compile error.
     """
-    arch = _current_arch()
-    key = (source_name, arch, tuple(options))
-    missing = [name for name in kernel_names if (*key, name) not in _KERNELS]
-    if missing:
+    key = (_current_arch(), source_name, tuple(kernel_names), tuple(options))
+    kernels = _KERNELS.get(key)
+    if kernels is None:
         with _LOCK:
-            module = _LOADED.get(key)
-            if module is None:
-                module = _LOADED[key] = _load_module(source_name, arch, options)
-            for name in missing:
-                _KERNELS[(*key, name)] = module.get_kernel(name)
-    return {name: _KERNELS[(*key, name)] for name in kernel_names}
+            module = _load_module(source_name, key[0], key[3])
+            kernels = _KERNELS[key] = {name: module.get_kernel(name) for name in kernel_names}
+    return kernels
 
 
 def launch(
@@ -133,13 +130,17 @@ def launch(
             pointer, int an integer of the parameter's width (up to 8 bytes), float a 32-bit float.
         shared_bytes: dynamic shared memory per block, at most 48 KiB together with the static part.
     """
-    from cuda.core import launch as launch_kernel
-
     grid = (grid,) if isinstance(grid, int) else grid
     block = (block,) if isinstance(block, int) else block
     if 0 in grid:
         return
-    launch_kernel(_current_stream(), _launch_config(grid, block, shared_bytes), kernel, *map(_argument, args))
+    config = _launch_config(grid, block, shared_bytes)
+    _cuda_core().launch(_current_stream(), config, kernel, *map(_argument, args))
+
+
+@functools.cache
+def _cuda_core() -> Any:
+    return importlib.import_module("cuda.core")
 
 
 def _argument(value: KernelArgument) -> Any:
@@ -154,14 +155,13 @@ def _argument(value: KernelArgument) -> Any:
 
 def _current_stream() -> Stream:
     stream = torch.cuda.current_stream()
-    key = (stream.device_index, stream.cuda_stream)
+    handle = stream.cuda_stream
+    key = (stream.device_index, handle)
     wrapped = _STREAMS.get(key)
     if wrapped is None:
-        from cuda.core import Stream
-
         if len(_STREAMS) >= _MAX_CACHED:
             _STREAMS.clear()
-        wrapped = _STREAMS[key] = Stream.from_handle(stream.cuda_stream)
+        wrapped = _STREAMS[key] = _cuda_core().Stream.from_handle(handle)
     return wrapped
 
 
@@ -169,11 +169,9 @@ def _launch_config(grid: tuple[int, ...], block: tuple[int, ...], shared_bytes: 
     key = (grid, block, shared_bytes)
     config = _CONFIGS.get(key)
     if config is None:
-        from cuda.core import LaunchConfig
-
         if len(_CONFIGS) >= _MAX_CACHED:
             _CONFIGS.clear()
-        config = _CONFIGS[key] = LaunchConfig(grid=grid, block=block, shmem_size=shared_bytes)
+        config = _CONFIGS[key] = _cuda_core().LaunchConfig(grid=grid, block=block, shmem_size=shared_bytes)
     return config
 
 
@@ -195,12 +193,13 @@ def _current_arch() -> str:
     return _ARCHS[index]
 
 
-def _load_module(source_name: str, arch: str, options: Sequence[str]) -> Any:
-    cubin = compile_cubin(source_name, arch, options)
-    from cuda.core import ObjectCode
-
-    torch.cuda.current_stream()  # creates the context that the module is loaded into
-    return ObjectCode.from_cubin(cubin, name=source_name)
+def _load_module(source_name: str, arch: str, options: tuple[str, ...]) -> Any:
+    key = (source_name, arch, options)
+    if key not in _MODULES:
+        cubin = compile_cubin(source_name, arch, options)
+        torch.cuda.current_stream()  # creates the context that the module is loaded into
+        _MODULES[key] = _cuda_core().ObjectCode.from_cubin(cubin, name=source_name)
+    return _MODULES[key]
 
 
 def _cache_key(source_name: str, arch: str, options: Sequence[str]) -> str:
