@@ -300,7 +300,7 @@ def _blend(shape: _Shape, bins: _Bins, colors: Tensor, background: Tensor, image
 def _blend_backward(
     shape: _Shape, bins: _Bins, colors: Tensor, images: tuple[Tensor, ...], upstream: tuple[Tensor | None, ...]
 ) -> Tensor:
-    """Gradients of the visible records: eight floats each, then two each, laid out as gaussian_blend_backward.cu says."""
+    """Gradients of the visible records: eight floats each, then two each, as gaussian_blend_backward.cu says."""
     gradients = bins.records.new_zeros(bins.num_visible * _GRADIENT_FLOATS)
     images_in = [None if g is None else g.contiguous() for g in upstream]
     kernel = load_kernels("gaussian_blend_backward.cu", ("blend_backward",))["blend_backward"]
