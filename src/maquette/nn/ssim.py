@@ -70,18 +70,23 @@ def _as_batch(predicted: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, tup
 
 def _similarity(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Means over the picture of SSIM and of its contrast-structure part, each `[M, C]`."""
-    count, channels, height, width = a.shape
-    moments = torch.stack([a, b, a * a, b * b, a * b]).reshape(-1, 1, height, width)
-    window = torch.arange(WINDOW_SIZE, dtype=a.dtype, device=a.device) - WINDOW_SIZE // 2
-    window = torch.exp(-(window**2) / (2 * _SIGMA**2))
-    window = (window / window.sum()).reshape(1, 1, 1, -1)
-    # Variances are small differences of large means: TF32 would drown them.
-    with torch.autocast(a.device.type, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        moments = F.conv2d(F.conv2d(moments, window), window.mT)
-    moments = moments.reshape(5, count, channels, *moments.shape[-2:])
+    moments = torch.stack([a, b, a * a, b * b, a * b])  # [5, M, C, H, W]
+    # The window is separable, so filtering is one product with a banded matrix per axis, much faster than a
+    # one-channel convolution. Variances are small differences of large means: no half precision here.
+    with torch.autocast(a.device.type, enabled=False):
+        moments = _window_matrix(a.shape[-2], a).mT @ moments @ _window_matrix(a.shape[-1], a)
     mean_a, mean_b, square_a, square_b, product = moments.unbind(0)
     variance_a = (square_a - mean_a**2).clamp_min(0.0)
     variance_b = (square_b - mean_b**2).clamp_min(0.0)
     contrast = (2 * (product - mean_a * mean_b) + _C2) / (variance_a + variance_b + _C2)
     luminance = (2 * mean_a * mean_b + _C1) / (mean_a**2 + mean_b**2 + _C1)
     return (luminance * contrast).mean(dim=(-2, -1)), contrast.mean(dim=(-2, -1))
+
+
+def _window_matrix(size: int, like: Tensor) -> Tensor:
+    """Columns that weigh the pixels of one window each: `[size, size - WINDOW_SIZE + 1]`."""
+    windows = torch.arange(size - WINDOW_SIZE + 1, dtype=like.dtype, device=like.device)
+    pixels = torch.arange(size, dtype=like.dtype, device=like.device)
+    offset = pixels[:, None] - windows - WINDOW_SIZE // 2
+    weights = torch.exp(-(offset**2) / (2 * _SIGMA**2)).masked_fill(offset.abs() > WINDOW_SIZE // 2, 0.0)
+    return weights / weights[:WINDOW_SIZE, 0].sum()
