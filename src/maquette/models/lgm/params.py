@@ -183,6 +183,7 @@ LGM_MINI = LGMParams(
     color_mode="blend",
     initial_opacity=0.1,
     normalize_poses=False,
+    lambda_ssim=0.2,
     composite_twice=False,
     grid_distortion_prob=0.2,
     camera_jitter_prob=0.2,
