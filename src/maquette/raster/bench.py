@@ -19,7 +19,7 @@ from torch import Tensor
 from maquette.cameras import Cameras
 from maquette.errors import InvalidInputError
 from maquette.gaussians import Gaussians
-from maquette.raster.api import render_gaussians
+from maquette.raster.api import Rasterize
 
 NEAR_Z = 0.2
 GPU_RUNS, CPU_RUNS = 20, 5
@@ -204,11 +204,24 @@ def _cpu_contenders(cameras: Cameras) -> list[_Contender]:
 
 
 def _own_contender(backend: str, cameras: Cameras) -> _Contender:
-    black = torch.zeros(3, device=cameras.device)
+    """A backend's `rasterize`; `render_gaussians` adds some 0.05 ms of argument checks on top."""
+    black = torch.zeros(*cameras.batch_shape, 3, device=cameras.device)
+    rasterize: Rasterize = importlib.import_module(f"maquette.raster.{backend}").rasterize
 
-    def render(gaussians: Gaussians) -> tuple[Tensor, ...]:
-        images = render_gaussians(gaussians, cameras, background=black, backend=backend)
-        return images.color, images.depth, images.alpha
+    def render(g: Gaussians) -> tuple[Tensor, ...]:
+        return rasterize(
+            g.means,
+            g.quats,
+            g.scales,
+            g.opacities,
+            g.colors,
+            cameras.world_to_camera,
+            cameras.intrinsics,
+            cameras.height,
+            cameras.width,
+            black,
+            1.0,
+        )
 
     return _Contender(backend, render, lambda outputs: (outputs[0], outputs[1], outputs[2]))
 

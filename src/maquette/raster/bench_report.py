@@ -65,8 +65,8 @@ def markdown(results: Sequence[SceneResult], where: dict[str, str]) -> str:
         f"{where['device']}, torch {where['torch']}, CUDA {where['cuda']}, Python {where['python']}; "
         f"maquette {where['maquette']}, commit {where['commit']}, {where['date']}.",
         "",
-        "Milliseconds are medians. Forward renders colour, depth and alpha; with gradients adds those of all five "
-        "tensors of the Gaussians.",
+        "Milliseconds are medians of direct calls of each backend. Forward renders colour, depth and alpha; with "
+        "gradients adds those of all five tensors of the Gaussians. The speed compares times with gradients.",
         "",
         "| scene | backend | forward ms | with gradients ms | speed | peak MiB |",
         "|---|---|---:|---:|---:|---:|",

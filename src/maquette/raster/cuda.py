@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from maquette.errors import InvalidInputError, UnsupportedError
-from maquette.raster.nvrtc import launch, load_kernels
+from maquette.raster.nvrtc import current_stream, launch, load_kernels
 
 TILE = 16
 """Side of a tile in pixels; the kernels are written for it."""
@@ -28,6 +29,9 @@ LARGE_TILE_PAIRS = 4096
 """A tile with more Gaussians is sorted in global memory instead of shared memory."""
 MAX_INDEX = 2**31 - 1
 """Most projected Gaussians (items x views x N), tiles and (tile, Gaussian) pairs of one call."""
+
+MAX_TILES_PER_VIEW = 2**26
+"""Most tiles of one image."""
 
 _PROJECT_THREADS = 256
 _SEGMENT_THREADS = 1024
@@ -48,26 +52,27 @@ class _Shape:
     height: int
     width: int
 
-    @property
+    @cached_property
     def images(self) -> int:
         return self.items * self.views
 
-    @property
+    @cached_property
     def tiles_x(self) -> int:
         return math.ceil(self.width / TILE)
 
-    @property
+    @cached_property
     def tiles_per_view(self) -> int:
         return self.tiles_x * math.ceil(self.height / TILE)
 
-    @property
+    @cached_property
     def tiles(self) -> int:
         return self.images * self.tiles_per_view
 
-    @property
+    @cached_property
     def records(self) -> int:
         return self.images * self.count
 
+    @cached_property
     def blend_arguments(self) -> tuple[int, ...]:
         return (self.count, self.views, self.tiles_x, self.tiles_per_view, self.width, self.height)
 
@@ -134,7 +139,8 @@ def rasterize(
 
 def _kernel_ready(value: Tensor) -> Tensor:
     """The values as contiguous float32 at an address that 16-byte loads accept."""
-    value = value.to(torch.float32).contiguous()
+    if value.dtype != torch.float32 or not value.is_contiguous():
+        value = value.to(torch.float32).contiguous()
     return value.clone() if value.data_ptr() % 16 else value
 
 
@@ -155,15 +161,15 @@ class _Rasterize(torch.autograd.Function):
         scale_modifier: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         shape = _Shape(means.shape[0], world_to_camera.shape[1], means.shape[1], height, width)
-        if max(shape.records, shape.tiles) > MAX_INDEX:
+        if max(shape.records, shape.tiles) > MAX_INDEX or shape.tiles_per_view > MAX_TILES_PER_VIEW:
             raise UnsupportedError(
                 f"{shape.images} views of {shape.count} Gaussians at {height} x {width} pixels are more than the CUDA "
-                f"backend indexes ({MAX_INDEX} projected Gaussians or tiles): render fewer views per call"
+                f"backend indexes ({MAX_INDEX} projected Gaussians or tiles): render fewer views or smaller images"
             )
         gaussians = (means, quats, scales, opacities, colors)
         with torch.cuda.device(means.device):
             images = _empty_images(shape, colors)  # before the GPU has to wait for the host
-            bins = _bin(shape, gaussians, world_to_camera, intrinsics, scale_modifier)
+            bins = _bin(shape, gaussians, (world_to_camera, intrinsics), scale_modifier)
             _blend(shape, bins, colors, background, images)
         ctx.set_materialize_grads(False)
         ctx.shape, ctx.scale_modifier, ctx.bins = shape, scale_modifier, bins
@@ -178,7 +184,7 @@ class _Rasterize(torch.autograd.Function):
         shape, scale_modifier = ctx.shape, ctx.scale_modifier
         with torch.cuda.device(gaussians[0].device):
             # The bins are let go as soon as they are used, to save memory; a second backward pass makes them again.
-            bins = ctx.bins or _bin(shape, gaussians, cameras[0], cameras[1], scale_modifier)
+            bins = ctx.bins or _bin(shape, gaussians, cameras, scale_modifier)
             slots, ctx.bins = bins.slots, None
             record_gradients = _blend_backward(shape, bins, gaussians[4], images, upstream)
             del bins
@@ -186,58 +192,26 @@ class _Rasterize(torch.autograd.Function):
         return (*gradients, None, None, None, None, None, None)
 
 
-def _bin(
-    shape: _Shape,
-    gaussians: tuple[Tensor, ...],
-    world_to_camera: Tensor,
-    intrinsics: Tensor,
-    scale_modifier: float,
-) -> _Bins:
+def _bin(shape: _Shape, gaussians: tuple[Tensor, ...], cameras: tuple[Tensor, ...], scale_modifier: float) -> _Bins:
     """Projects the Gaussians and lists them by tile, front to back. Synchronises with the host once."""
     kernels = load_kernels("gaussian_bin.cu", ("project_and_count", "allocate_segments", "write_pairs"))
-    device = world_to_camera.device
+    device, stream = cameras[0].device, current_stream()
     records = torch.empty(shape.records, _RECORD_FLOATS, dtype=torch.float32, device=device)
-    depths = torch.empty(shape.records, dtype=torch.int32, device=device)
-    slots = torch.empty(shape.records, dtype=torch.int32, device=device)
+    depths, slots = (torch.empty(shape.records, dtype=torch.int32, device=device) for _ in range(2))
     # 64-bit totals, then segment starts and write cursors; the cursors begin as counts.
     workspace = torch.zeros(2 * _TOTALS + 2 * shape.tiles, dtype=torch.int32, device=device)
     totals, segments = workspace[: 2 * _TOTALS], workspace[2 * _TOTALS :].view(2, shape.tiles)
+    starts, cursors = segments
     lists = torch.empty(3, shape.tiles, dtype=torch.int32, device=device)  # medium and large tiles, scratch starts
     blocks_per_view = math.ceil(shape.count / _PROJECT_THREADS)
-    blocks = shape.images * blocks_per_view
-    launch(
-        kernels["project_and_count"],
-        blocks,
-        _PROJECT_THREADS,
-        *gaussians,
-        world_to_camera,
-        intrinsics,
-        records,
-        depths,
-        slots,
-        segments[1],
-        totals,
-        shape.count,
-        shape.views,
-        blocks_per_view,
-        shape.width,
-        shape.height,
-        scale_modifier,
-    )
-    launch(
-        kernels["allocate_segments"],
-        math.ceil(shape.tiles / _SEGMENT_THREADS),
-        _SEGMENT_THREADS,
-        segments[1],
-        segments[0],
-        totals,
-        lists[0],
-        lists[1],
-        lists[2],
-        shape.tiles,
-        MEDIUM_TILE_PAIRS,
-        LARGE_TILE_PAIRS,
-    )
+    grid, image = shape.images * blocks_per_view, (shape.width, shape.height)
+    outputs = (records, depths, slots, cursors, totals)
+    sizes = (shape.count, shape.views, blocks_per_view, *image)
+    project = kernels["project_and_count"]
+    launch(project, grid, _PROJECT_THREADS, *gaussians, *cameras, *outputs, *sizes, scale_modifier, stream=stream)
+    segment_grid, limits = math.ceil(shape.tiles / _SEGMENT_THREADS), (MEDIUM_TILE_PAIRS, LARGE_TILE_PAIRS)
+    segment_arguments = (cursors, starts, totals, *lists, shape.tiles, *limits)
+    launch(kernels["allocate_segments"], segment_grid, _SEGMENT_THREADS, *segment_arguments, stream=stream)
     num_pairs, num_medium, num_large, large_pairs, num_visible = totals.view(torch.int64).tolist()
     if num_pairs > MAX_INDEX:
         raise UnsupportedError(
@@ -245,18 +219,8 @@ def _bin(
             "views per call, or check that the scales are not far too large"
         )
     pairs = torch.empty(num_pairs, dtype=torch.int32, device=device)
-    launch(
-        kernels["write_pairs"],
-        blocks,
-        _PROJECT_THREADS,
-        records,
-        segments[1],
-        pairs,
-        shape.count,
-        blocks_per_view,
-        shape.width,
-        shape.height,
-    )
+    pair_arguments = (records, cursors, pairs, shape.count, blocks_per_view, *image)
+    launch(kernels["write_pairs"], grid, _PROJECT_THREADS, *pair_arguments, stream=stream)
     _sort(pairs, depths, segments, lists, (num_medium, num_large, large_pairs))
     return _Bins(records, slots, num_visible, pairs, segments)
 
@@ -268,8 +232,9 @@ def _sort(pairs: Tensor, depths: Tensor, segments: Tensor, lists: Tensor, totals
         return
     kernels = load_kernels("gaussian_sort.cu", ("sort_small", "sort_medium", "sort_large"))
     starts, ends = segments
-    launch(kernels["sort_small"], segments.shape[1], 128, pairs, depths, starts, ends)
-    launch(kernels["sort_medium"], num_medium, 512, pairs, depths, starts, ends, lists[0])
+    stream = current_stream()
+    launch(kernels["sort_small"], segments.shape[1], 128, pairs, depths, starts, ends, stream=stream)
+    launch(kernels["sort_medium"], num_medium, 512, pairs, depths, starts, ends, lists[0], stream=stream)
     if num_large:
         scratch = torch.empty(large_pairs, dtype=torch.int32, device=pairs.device)
         launch(kernels["sort_large"], num_large, 1024, pairs, scratch, depths, starts, ends, lists[1], lists[2])
@@ -293,7 +258,7 @@ def _blend(shape: _Shape, bins: _Bins, colors: Tensor, background: Tensor, image
         bins.segments[0],
         bins.segments[1],
         *images,
-        *shape.blend_arguments(),
+        *shape.blend_arguments,
     )
 
 
@@ -318,7 +283,7 @@ def _blend_backward(
         bins.slots,
         gradients,
         gradients[8 * bins.num_visible :],
-        *shape.blend_arguments(),
+        *shape.blend_arguments,
     )
     return gradients
 

@@ -106,20 +106,20 @@ template <class Visit>
 __device__ __forceinline__ void for_each_tile(bool live, const Footprint& f, Grid grid, Visit visit) {
     const u32 lane = threadIdx.x & 31;
     const u32 own = live ? (u32)(f.x1 - f.x0) * (u32)(f.y1 - f.y0) : 0;
-    u64 end = own;  // inclusive prefix sum over the lanes
+    u32 end = own;  // inclusive prefix sum over the lanes; the host limits images to 2^26 tiles
     for (int step = 1; step < 32; step *= 2) {
-        const u64 other = __shfl_up_sync(FULL_WARP, end, step);
+        const u32 other = __shfl_up_sync(FULL_WARP, end, step);
         if (lane >= step) end += other;
     }
-    const u64 total = __shfl_sync(FULL_WARP, end, 31);
-    for (u64 first = 0; first < total; first += 32) {
-        const u64 item = first + lane;
+    const u32 total = __shfl_sync(FULL_WARP, end, 31);
+    for (u32 first = 0; first < total; first += 32) {
+        const u32 item = first + lane;
         int owner = 0;  // the first lane whose end lies behind the item
 #pragma unroll
         for (int step = 16; step > 0; step /= 2)
             if (__shfl_sync(FULL_WARP, end, owner + step - 1) <= item) owner += step;
         const Footprint g = from_lane(f, owner);
-        const u32 within = (u32)(item - __shfl_sync(FULL_WARP, end - own, owner));
+        const u32 within = item - __shfl_sync(FULL_WARP, end - own, owner);
         if (item >= total) continue;
         const u32 width = g.x1 - g.x0, row = within / width;
         const int y = g.y0 + (int)row, x = g.x0 + (int)(within - row * width);

@@ -120,6 +120,7 @@ def launch(
     block: int | tuple[int, ...],
     *args: KernelArgument,
     shared_bytes: int = 0,
+    stream: Stream | None = None,
 ) -> None:
     """Launches a kernel on torch's current stream of the current CUDA device; returns at once.
 
@@ -129,13 +130,27 @@ def launch(
         args: tensors become pointers to their first element (they must be contiguous: not checked here), None a null
             pointer, int an integer of the parameter's width (up to 8 bytes), float a 32-bit float.
         shared_bytes: dynamic shared memory per block, at most 48 KiB together with the static part.
+        stream: what `current_stream` returned, to save looking it up again.
     """
     grid = (grid,) if isinstance(grid, int) else grid
     block = (block,) if isinstance(block, int) else block
     if 0 in grid:
         return
     config = _launch_config(grid, block, shared_bytes)
-    _cuda_core().launch(_current_stream(), config, kernel, *map(_argument, args))
+    _cuda_core().launch(stream or current_stream(), config, kernel, *map(_argument, args))
+
+
+def current_stream() -> Stream:
+    """Torch's current stream of the current CUDA device, for `launch`."""
+    stream = torch.cuda.current_stream()
+    handle = stream.cuda_stream
+    key = (stream.device_index, handle)
+    wrapped = _STREAMS.get(key)
+    if wrapped is None:
+        if len(_STREAMS) >= _MAX_CACHED:
+            _STREAMS.clear()
+        wrapped = _STREAMS[key] = _cuda_core().Stream.from_handle(handle)
+    return wrapped
 
 
 @functools.cache
@@ -151,18 +166,6 @@ def _argument(value: KernelArgument) -> Any:
     if isinstance(value, float):
         return c_float(value)
     return value
-
-
-def _current_stream() -> Stream:
-    stream = torch.cuda.current_stream()
-    handle = stream.cuda_stream
-    key = (stream.device_index, handle)
-    wrapped = _STREAMS.get(key)
-    if wrapped is None:
-        if len(_STREAMS) >= _MAX_CACHED:
-            _STREAMS.clear()
-        wrapped = _STREAMS[key] = _cuda_core().Stream.from_handle(handle)
-    return wrapped
 
 
 def _launch_config(grid: tuple[int, ...], block: tuple[int, ...], shared_bytes: int) -> LaunchConfig:
