@@ -97,7 +97,7 @@ def _agreement(result: SceneResult) -> str:
 
 
 def draw(results: Sequence[SceneResult], where: dict[str, str]) -> Image.Image:
-    """A bar per scene and backend: milliseconds with gradients, forward alone in a darker part."""
+    """A bar per scene and backend: milliseconds with gradients."""
     font = ImageFont.load_default(size=14)
     rows = sum(len(result.measurements) for result in results)
     height = 2 * MARGIN + 52 + rows * BAR_HEIGHT + len(results) * GAP

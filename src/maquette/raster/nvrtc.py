@@ -10,6 +10,7 @@ are compiled once per process instead.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -82,10 +83,9 @@ def compile_cubin(source_name: str, arch: str, options: Sequence[str] = ()) -> b
     """
     require_nvrtc()
     path = cubin_folder() / f"{Path(source_name).stem}-{arch}-{_cache_key(source_name, arch, options)}.cubin"
-    try:
+    with contextlib.suppress(OSError):
         return path.read_bytes()
-    except OSError:
-        cubin = _compile(source_name, arch, options)
+    cubin = _compile(source_name, arch, options)
     try:
         atomic_write_bytes(path, cubin)
     except OSError as error:
