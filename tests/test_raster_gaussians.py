@@ -156,20 +156,22 @@ def test_projection_golden(name: str) -> None:
 @pytest.mark.parametrize("name", ["plain", "soft", "odd"])
 @pytest.mark.parametrize("backend", ALL_BACKENDS)
 def test_blending_golden(backend: str, name: str) -> None:
+    """1e-5 in every pixel, gradients 1e-4 of the largest entry; see the two exceptions."""
     item = golden(name)
     scene = item.scene.to(device_of(backend))
     outputs, gradients = scene.gradients(backend, item.upstream)
+    flipped = ((outputs[2].cpu() - item.outputs[2]).abs() > 1e-5)[0, 0]
+    # In "plain" one official contribution lies 7e-7 under 1/255. Only the CPU backend rounds as the official one does.
+    assert flipped.sum() <= (0 if backend == "cpu" else 1)
     for got, expected in zip(outputs, item.outputs, strict=True):
-        assert_images_close(got, expected, atol=2e-5 if name == "odd" else 1e-5)
-    flipped = ((outputs[2].cpu() - item.outputs[2]).abs() > 2e-5)[0, 0]
-    near_flip = _reaches(item, flipped)
-    assert near_flip.sum() <= 40
-    strict = [gradient[:, ~near_flip.to(gradient.device)] for gradient in gradients]
-    # In "odd" the official float32 gradient of one needle-like Gaussian is itself 2.6e-4 off the float64 one.
-    assert_gradients_close(
-        strict, [gradient[:, ~near_flip] for gradient in item.gradients], rtol=4e-4 if name == "odd" else 1e-4
-    )
-    assert_gradients_close(gradients, item.gradients, rtol=1e-2)
+        assert_images_close(got, expected, atol=1e-5, flips=1e-3 if flipped.any() else 0.0)
+    # In "odd" there is a needle whose official float32 gradient is itself 2.6e-4 off the float64 one.
+    needle = item.scene.values[2][0].amax(-1) > 50 * item.scene.values[2][0].amin(-1).clamp_min(1e-3)
+    exceptions = needle | _reaches(item, flipped)
+    assert needle.sum() <= 1 and exceptions.sum() <= 10
+    strict = [gradient[:, ~exceptions.to(gradient.device)] for gradient in gradients]
+    assert_gradients_close(strict, [gradient[:, ~exceptions] for gradient in item.gradients], rtol=1e-4)
+    assert_gradients_close(gradients, item.gradients, rtol=1e-2 if flipped.any() else 4e-4)
 
 
 def _reaches(item: Golden, pixels: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """CPU backend, first half of the forward pass: projection of Gaussians and lists of splats per tile.
 
-Projection is float32 in the order of operations of `reference.py`, without contraction, so that radii and tile
-rectangles agree with it.
+Projection is float32 in the order of operations of the official rasterizer, without contraction, so that radii, tile
+rectangles and contributions near 1/255 agree with it; pixel coordinates pass through float64, as they do there.
 """
 
 from __future__ import annotations
@@ -56,6 +56,105 @@ def _clamped_tile(coordinate: Scalar, count: int) -> int:
 
 
 @compiled()
+def _world_covariance(quat: Array, scale: Array) -> tuple[Scalar, Scalar, Scalar, Scalar, Scalar, Scalar]:
+    """Covariance of a Gaussian (xx, xy, xz, yy, yz, zz) in the world."""
+    w, x, y, z = quat[0], quat[1], quat[2], quat[3]
+    x0, x1, x2 = (
+        (_ONE - _TWO * (y * y + z * z)) * scale[0],
+        _TWO * (x * y - w * z) * scale[1],
+        _TWO * (x * z + w * y) * scale[2],
+    )
+    y0, y1, y2 = (
+        _TWO * (x * y + w * z) * scale[0],
+        (_ONE - _TWO * (x * x + z * z)) * scale[1],
+        _TWO * (y * z - w * x) * scale[2],
+    )
+    z0, z1, z2 = (
+        _TWO * (x * z - w * y) * scale[0],
+        _TWO * (y * z + w * x) * scale[1],
+        (_ONE - _TWO * (x * x + y * y)) * scale[2],
+    )
+    return (
+        x0 * x0 + x1 * x1 + x2 * x2,
+        x0 * y0 + x1 * y1 + x2 * y2,
+        x0 * z0 + x1 * z1 + x2 * z2,
+        y0 * y0 + y1 * y1 + y2 * y2,
+        y0 * z0 + y1 * z1 + y2 * z2,
+        z0 * z0 + z1 * z1 + z2 * z2,
+    )
+
+
+@compiled()
+def _image_covariance(
+    quat: Array, scale: Array, view: Array, camera: Array, point: tuple[Scalar, Scalar, Scalar], height: int, width: int
+) -> tuple[Scalar, Scalar, Scalar]:
+    """Covariance (xx, xy, yy) in squared pixels of a Gaussian centred at a point in view space, with the dilation."""
+    fx, fy = camera[0, 0], camera[1, 1]
+    x, y, z = point
+    limit_x, limit_y = _MARGIN * F32(width) / (_TWO * fx), _MARGIN * F32(height) / (_TWO * fy)
+    near_x, near_y = max(-limit_x, min(limit_x, x / z)) * z, max(-limit_y, min(limit_y, y / z)) * z
+    jx, jxz, jy, jyz = fx / z, -fx * near_x / (z * z), fy / z, -fy * near_y / (z * z)
+    x0, x1, x2 = (
+        jx * view[0, 0] + jxz * view[2, 0],
+        jx * view[0, 1] + jxz * view[2, 1],
+        jx * view[0, 2] + jxz * view[2, 2],
+    )
+    y0, y1, y2 = (
+        jy * view[1, 0] + jyz * view[2, 0],
+        jy * view[1, 1] + jyz * view[2, 1],
+        jy * view[1, 2] + jyz * view[2, 2],
+    )
+    c_xx, c_xy, c_xz, c_yy, c_yz, c_zz = _world_covariance(quat, scale)
+    along_x0, along_x1, along_x2 = (
+        c_xx * x0 + c_xy * x1 + c_xz * x2,
+        c_xy * x0 + c_yy * x1 + c_yz * x2,
+        c_xz * x0 + c_yz * x1 + c_zz * x2,
+    )
+    along_y0, along_y1, along_y2 = (
+        c_xx * y0 + c_xy * y1 + c_xz * y2,
+        c_xy * y0 + c_yy * y1 + c_yz * y2,
+        c_xz * y0 + c_yz * y1 + c_zz * y2,
+    )
+    return (
+        along_x0 * x0 + along_x1 * x1 + along_x2 * x2 + _DILATION,
+        along_y0 * x0 + along_y1 * x1 + along_y2 * x2,
+        along_y0 * y0 + along_y1 * y1 + along_y2 * y2 + _DILATION,
+    )
+
+
+@compiled(inline=True)
+def _pixel(view: Array, axis: int, mean: Array, focal: Scalar, center: Scalar, size: int, inverse_w: Scalar) -> Scalar:
+    """Pixel coordinate of a point along one image axis (0 or 1), by way of clip coordinates as in the official code."""
+    factor, shift = _TWO * focal / F32(size), _TWO * center / F32(size) - _ONE
+    clip = (factor * view[axis, 0] + shift * view[2, 0]) * mean[0] + (
+        factor * view[axis, 1] + shift * view[2, 1]
+    ) * mean[1]
+    clip = clip + (factor * view[axis, 2] + shift * view[2, 2]) * mean[2]
+    clip = clip + (factor * view[axis, 3] + shift * view[2, 3])
+    return F32(((np.float64(clip * inverse_w) + 1.0) * size - 1.0) * 0.5)
+
+
+@compiled(inline=True)
+def _write_rectangle(
+    u: Scalar,
+    v: Scalar,
+    radius: Scalar,
+    half_width: Scalar,
+    half_height: Scalar,
+    height: int,
+    width: int,
+    rectangle: Array,
+) -> None:
+    """Writes the official rectangle of tiles (radius) cut to the one that alpha >= 1/255 can reach."""
+    columns, rows = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
+    left = max(_clamped_tile(u - radius, columns), _clamped_tile(np.floor(u - half_width), columns))
+    right = min(_clamped_tile(u + radius + _LAST, columns), _clamped_tile(np.floor(u + half_width) + _TILE, columns))
+    top = max(_clamped_tile(v - radius, rows), _clamped_tile(np.floor(v - half_height), rows))
+    bottom = min(_clamped_tile(v + radius + _LAST, rows), _clamped_tile(np.floor(v + half_height) + _TILE, rows))
+    rectangle[0], rectangle[1], rectangle[2], rectangle[3] = left, top, right, bottom
+
+
+@compiled()
 def _project_one(
     mean: Array,
     quat: Array,
@@ -69,53 +168,25 @@ def _project_one(
     rectangle: Array,
 ) -> int:
     """Writes one splat and its tile rectangle; returns the number of tiles reached (0: culled)."""
-    fx, fy, cx, cy = camera[0, 0], camera[1, 1], camera[0, 2], camera[1, 2]
     x = view[0, 0] * mean[0] + view[0, 1] * mean[1] + view[0, 2] * mean[2] + view[0, 3]
     y = view[1, 0] * mean[0] + view[1, 1] * mean[1] + view[1, 2] * mean[2] + view[1, 3]
     z = view[2, 0] * mean[0] + view[2, 1] * mean[1] + view[2, 2] * mean[2] + view[2, 3]
     if not (z > _NEAR and opacity >= _MIN_ALPHA and np.isfinite(z)):
         return 0
     inverse_w = _ONE / (z + _W_EPSILON)
-    u = fx * x * inverse_w + cx - _HALF
-    v = fy * y * inverse_w + cy - _HALF
-
-    limit_x, limit_y = _MARGIN * F32(width) / (_TWO * fx), _MARGIN * F32(height) / (_TWO * fy)
-    near_x, near_y = max(-limit_x, min(limit_x, x / z)) * z, max(-limit_y, min(limit_y, y / z)) * z
-    jx, jxz, jy, jyz = fx / z, -fx * near_x / (z * z), fy / z, -fy * near_y / (z * z)
-
-    qw, qx, qy, qz = quat[0], quat[1], quat[2], quat[3]
-    rotation = (
-        (_ONE - _TWO * (qy * qy + qz * qz), _TWO * (qx * qy - qw * qz), _TWO * (qx * qz + qw * qy)),
-        (_TWO * (qx * qy + qw * qz), _ONE - _TWO * (qx * qx + qz * qz), _TWO * (qy * qz - qw * qx)),
-        (_TWO * (qx * qz - qw * qy), _TWO * (qy * qz + qw * qx), _ONE - _TWO * (qx * qx + qy * qy)),
-    )
-    var_x, cov_xy, var_y = _DILATION, _ZERO, _DILATION
-    px0, px1, px2 = (
-        jx * view[0, 0] + jxz * view[2, 0],
-        jx * view[0, 1] + jxz * view[2, 1],
-        jx * view[0, 2] + jxz * view[2, 2],
-    )
-    py0, py1, py2 = (
-        jy * view[1, 0] + jyz * view[2, 0],
-        jy * view[1, 1] + jyz * view[2, 1],
-        jy * view[1, 2] + jyz * view[2, 2],
-    )
-    for k in range(3):
-        axis0, axis1, axis2 = rotation[0][k] * scale[k], rotation[1][k] * scale[k], rotation[2][k] * scale[k]
-        along_x = px0 * axis0 + px1 * axis1 + px2 * axis2
-        along_y = py0 * axis0 + py1 * axis1 + py2 * axis2
-        var_x += along_x * along_x
-        cov_xy += along_x * along_y
-        var_y += along_y * along_y
+    u = _pixel(view, 0, mean, camera[0, 0], camera[0, 2], width, inverse_w)
+    v = _pixel(view, 1, mean, camera[1, 1], camera[1, 2], height, inverse_w)
+    var_x, cov_xy, var_y = _image_covariance(quat, scale, view, camera, (x, y, z), height, width)
     determinant = var_x * var_y - cov_xy * cov_xy
     if not (determinant > _ZERO and np.isfinite(determinant) and np.isfinite(u) and np.isfinite(v)):
         return 0
     middle = _HALF * (var_x + var_y)
     radius = np.ceil(_SIGMAS * np.sqrt(middle + np.sqrt(max(_MIN_SPREAD, middle * middle - determinant))))
+    inverse = _ONE / determinant
     splat[0], splat[1] = u, v
-    splat[2] = _HALF_LOG2_E * (var_y / determinant)
-    splat[3] = _FULL_LOG2_E * (-cov_xy / determinant)
-    splat[4] = _HALF_LOG2_E * (var_x / determinant)
+    splat[2] = _HALF_LOG2_E * (var_y * inverse)
+    splat[3] = _FULL_LOG2_E * (-cov_xy * inverse)
+    splat[4] = _HALF_LOG2_E * (var_x * inverse)
     splat[5], splat[6] = np.log2(opacity), z
     reach = (splat[5] - _LOG2_MIN_ALPHA) * _REACH_FACTOR + _REACH_MARGIN
     half_width = np.sqrt(reach * _TWO_LN_2 * var_x) + _PIXEL_MARGIN + _RELATIVE_MARGIN * abs(u)
@@ -124,17 +195,10 @@ def _project_one(
     finite = np.isfinite(splat[2]) and np.isfinite(splat[3]) and np.isfinite(splat[4])
     if not (finite and np.isfinite(radius) and np.isfinite(half_width) and np.isfinite(half_height)):
         return 0
-
-    # The official rectangle (radius) cut to the one that alpha >= 1/255 can reach (half width and height).
-    columns, rows = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
-    left = max(_clamped_tile(u - radius, columns), _clamped_tile(np.floor(u - half_width), columns))
-    right = min(_clamped_tile(u + radius + _LAST, columns), _clamped_tile(np.floor(u + half_width) + _TILE, columns))
-    top = max(_clamped_tile(v - radius, rows), _clamped_tile(np.floor(v - half_height), rows))
-    bottom = min(_clamped_tile(v + radius + _LAST, rows), _clamped_tile(np.floor(v + half_height) + _TILE, rows))
-    rectangle[0], rectangle[1], rectangle[2], rectangle[3] = left, top, right, bottom
+    _write_rectangle(u, v, radius, half_width, half_height, height, width, rectangle)
     reached = 0
-    for tile_y in range(top, bottom):
-        for tile_x in range(left, right):
+    for tile_y in range(rectangle[1], rectangle[3]):
+        for tile_x in range(rectangle[0], rectangle[2]):
             if _tile_is_reached(splat, tile_x, tile_y):
                 reached += 1
     return reached
