@@ -54,3 +54,9 @@ def stand_in_inputs(preset: str) -> Tensor:
     size = PRESETS[preset].input_size
     images = torch.from_numpy(golden_rules.image_batch("public", f"lgm_{preset}", 4, size, size))
     return network_inputs(images, default_cameras(0.0, size), size)[None]
+
+
+def statistics(value: Tensor) -> list[float]:
+    """What the goldens store of a complete tensor: mean, population standard deviation, largest magnitude."""
+    value = value.double()
+    return [float(value.mean()), float(value.std(correction=0)), float(value.abs().max())]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import golden_rules
-from lgm_goldens import GOLDEN_MINI, PRESETS, golden, manifest, stand_in_inputs, stand_in_network
+from lgm_goldens import GOLDEN_MINI, PRESETS, golden, manifest, stand_in_inputs, stand_in_network, statistics
 from maquette.errors import InvalidInputError
 from maquette.gaussians import Gaussians
 from maquette.models.lgm.inputs import default_cameras, network_inputs
@@ -59,7 +59,7 @@ def test_network_matches_golden(preset: str) -> None:
     rows = torch.from_numpy(data["gaussian_indices"])
     assert gaussians.num_gaussians == data["n_gaussians"]
     np.testing.assert_allclose(raw[0, rows].numpy(), data["raw_subset"], atol=1e-4)
-    np.testing.assert_allclose(_stats(raw[0]), data["raw_all"], atol=1e-4)
+    np.testing.assert_allclose(statistics(raw[0]), data["raw_all"], atol=1e-4)
     rotation = np.s_[:, 7:11]
     tensor = _official_tensor(gaussians[0])
     np.testing.assert_allclose(tensor[rows].numpy()[rotation], data["gaussians_subset"][rotation], atol=2e-4)
@@ -90,17 +90,12 @@ def _check_probes(probes: dict[str, Tensor], data: dict[str, Any]) -> None:
         value = probes[name]
         assert list(value.shape) == json.loads(str(data["probe_shapes"][index]))
         mean, std, largest = data["probe_stats"][index]
-        got = _stats(value)
+        got = statistics(value)
         np.testing.assert_allclose(got[:2], [mean, std], atol=1e-4 * std, err_msg=name)
         tolerance = 1e-4 * max(1.0, largest)
         np.testing.assert_allclose(got[2], largest, atol=tolerance, err_msg=name)
         flat = value.flatten()[golden_rules.probe_indices(name, value.numel(), 16)].double().numpy()
         np.testing.assert_allclose(flat, data["probe_values"][index][: len(flat)], atol=tolerance, err_msg=name)
-
-
-def _stats(value: Tensor) -> list[float]:
-    value = value.double()
-    return [float(value.mean()), float(value.std(correction=0)), float(value.abs().max())]
 
 
 def _official_tensor(gaussians: Gaussians) -> Tensor:

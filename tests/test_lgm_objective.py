@@ -15,7 +15,7 @@ from torchmetrics.functional.image import (
 )
 
 import golden_rules
-from lgm_goldens import GOLDEN_MINI, golden, stand_in_inputs, stand_in_network
+from lgm_goldens import GOLDEN_MINI, golden, stand_in_inputs, stand_in_network, statistics
 from maquette.cameras import Cameras
 from maquette.errors import InvalidInputError, WeightsError
 from maquette.models.lgm import official
@@ -72,8 +72,8 @@ def test_loss_pictures_and_gradients_match_the_official_ones() -> None:
     assert both == pytest.approx(float(LOSS["loss_mse_plus_alpha"]), rel=1e-4)
     assert result.pictures is not None
     predicted = result.pictures.flatten()[LOSS["images_pred_idx"]]
-    difference = np.abs(predicted.numpy() - LOSS["images_pred_val"])
-    assert np.mean(difference > 1e-3) <= 0.001 and difference.max() < 4e-3
+    assert_pictures_match(predicted, LOSS["images_pred_val"], "images", 2e-5)
+    np.testing.assert_allclose(statistics(result.pictures), LOSS["images_pred_stat"], atol=1e-5)
     parameters = dict(network.named_parameters())
     squares = 0.0
     for name, (_, _, _, norm) in zip(LOSS["grad_names"], LOSS["grad_mean_std_maxabs_norm"], strict=True):
@@ -104,16 +104,19 @@ def test_renders_of_the_stand_in_network_match() -> None:
     elevations, azimuths = data["angles"].T
     cameras = official.orbit_cameras(elevations, azimuths, size=64)
     rendered = render_gaussians(gaussians, cameras)
+    assert_pictures_match(rendered.color.clamp(0, 1), data["image"], "image", 1e-5)
+    assert_pictures_match(rendered.alpha[:, None], data["alpha"], "alpha", 1e-5)
+    # At a third of the size, edges are ten times as steep: the float32 noise of the network (up to 1e-5 in the
+    # positions, 5e-7 on average) moves 7 % of the pixels by more than 1e-5, between float32 and float64 as well.
     small = render_gaussians(gaussians, cameras[:1], scale_modifier=0.3)
-    pairs = {
-        "image": rendered.color.clamp(0, 1),
-        "alpha": rendered.alpha[:, None],
-        "image_scale0.3_view0": small.color[0].clamp(0, 1),
-        "alpha_scale0.3_view0": small.alpha[:1],
-    }
-    for name, value in pairs.items():
-        difference = np.abs(value.numpy() - data[name])
-        assert np.mean(difference > 1e-4) <= 0.002 and difference.max() < 4e-3, name
+    assert_pictures_match(small.color[0].clamp(0, 1), data["image_scale0.3_view0"], "small image", 1e-4)
+    assert_pictures_match(small.alpha[:1], data["alpha_scale0.3_view0"], "small alpha", 1e-4)
+
+
+def assert_pictures_match(got: Tensor, expected: Any, name: str, atol: float) -> None:
+    """Within `atol`, and at most 0.1 % of the values up to 4e-3 (a contribution at the threshold)."""
+    difference = np.abs(got.numpy() - expected)
+    assert np.mean(difference > atol) <= 0.001 and difference.max() < 4e-3, (name, difference.max())
 
 
 def pictures(seed: int, *shape: int) -> tuple[Tensor, Tensor]:

@@ -140,14 +140,17 @@ class Cameras:
         fov_deg: float = 49.1,
         height: int = 256,
         width: int = 256,
+        target: tuple[float, float, float] = (0.0, 0.0, 0.0),
     ) -> Cameras:
-        """Cameras on a sphere about the origin that look at it; defaults are LGM's.
+        """Upright cameras on a sphere about a point that look at it; defaults are LGM's.
 
         Args:
             azimuths_deg: `[V]`; 0 looks at the front (+Z), growing to the object's left (+X is 90).
             elevations_deg: one value or `[V]`; up is positive, in [-90, 90].
             radius: distance of the camera centre, > 0.
             fov_deg: vertical field of view in degrees, in (0, 180).
+            height, width: image size in pixels.
+            target: the point, in the world.
         """
         if radius <= 0:
             raise InvalidInputError(f"radius must be > 0, got {radius}")
@@ -162,7 +165,7 @@ class Cameras:
         up = torch.stack([-sin_e * sin_a, cos_e, -sin_e * cos_a], -1)
         poses = torch.eye(4, dtype=torch.float64).repeat(len(azimuth), 1, 1)
         poses[:, :3, :3] = torch.stack([right, up, backward], -1)
-        poses[:, :3, 3] = backward * radius
+        poses[:, :3, 3] = backward * radius + poses.new_tensor(target)
         cameras = Cameras.from_opengl_poses(poses, fov_deg, height, width)
         return cameras.to(torch.float32)
 

@@ -45,10 +45,22 @@ def orbit_cameras(
     radius: float = 1.5,
     fov_deg: float = 49.1,
     size: int = 256,
+    target: tuple[float, float, float] = (0.0, 0.0, 0.0),
 ) -> Cameras:
     """Orbit cameras `[V]` from official angles, where positive elevations lie below the object."""
     elevations = -torch.as_tensor(elevations_deg, dtype=torch.float64)
-    return Cameras.orbit(azimuths_deg, elevations, radius=radius, fov_deg=fov_deg, height=size, width=size)
+    return Cameras.orbit(
+        azimuths_deg, elevations, radius=radius, fov_deg=fov_deg, height=size, width=size, target=target
+    )
+
+
+def left_handed_poses(cameras: Cameras) -> Tensor:
+    """Camera-to-world matrices as the official orbit function returns them without its OpenGL flag, `[..., 4, 4]`.
+
+    Their columns are right, up and forward, which is neither OpenGL nor OpenCV.
+    """
+    poses = cameras.opengl_poses()
+    return poses * poses.new_tensor([1.0, 1.0, -1.0, 1.0])
 
 
 @dataclass(frozen=True)
