@@ -165,7 +165,7 @@ def _weights() -> Finding:
 
 
 def _cache() -> Finding:
-    from maquette.weights import cache_folder
+    from maquette.cache import cache_folder
 
     folder = cache_folder()
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())

@@ -54,6 +54,27 @@ def _limited(coordinate: float, z: float, limit: float) -> tuple[float, float]:
 
 
 @compiled()
+def _gradients_in_the_image(axes: Array, moments: Array) -> tuple[float, float, float, float, float]:
+    """Gradients of centre (u, v) and covariance (xx, xy, yy) from axes in pixels `[2, 3]` and sums over pixels."""
+    var_x = axes[0, 0] ** 2 + axes[0, 1] ** 2 + axes[0, 2] ** 2 + DILATION_PX
+    var_y = axes[1, 0] ** 2 + axes[1, 1] ** 2 + axes[1, 2] ** 2 + DILATION_PX
+    cov_xy = axes[0, 0] * axes[1, 0] + axes[0, 1] * axes[1, 1] + axes[0, 2] * axes[1, 2]
+    determinant = var_x * var_y - cov_xy * cov_xy
+    conic_xx, conic_xy, conic_yy = var_y / determinant, -cov_xy / determinant, var_x / determinant
+
+    # Centre: the exponent is -(xx dx^2 + yy dy^2) / 2 - xy dx dy.
+    grad_u = -conic_xx * moments[1] - conic_xy * moments[2]
+    grad_v = -conic_yy * moments[2] - conic_xy * moments[1]
+    # Covariance S: the gradient is half of K M K, with M the second moments and K the inverse of S.
+    left_x, left_xy = conic_xx * moments[3] + conic_xy * moments[4], conic_xx * moments[4] + conic_xy * moments[5]
+    left_yx, left_y = conic_xy * moments[3] + conic_yy * moments[4], conic_xy * moments[4] + conic_yy * moments[5]
+    grad_xx = 0.5 * (left_x * conic_xx + left_xy * conic_xy)
+    grad_xy = 0.5 * (left_x * conic_xy + left_xy * conic_yy)
+    grad_yy = 0.5 * (left_yx * conic_xy + left_y * conic_yy)
+    return grad_u, grad_v, grad_xx, grad_xy, grad_yy
+
+
+@compiled()
 def _add_gradients(
     mean: Array,
     quat: Array,
@@ -88,21 +109,7 @@ def _add_gradients(
             axes[row, k] = scale[k] * (
                 linear[row, 0] * rotation[0, k] + linear[row, 1] * rotation[1, k] + linear[row, 2] * rotation[2, k]
             )
-    var_x = axes[0, 0] ** 2 + axes[0, 1] ** 2 + axes[0, 2] ** 2 + DILATION_PX
-    var_y = axes[1, 0] ** 2 + axes[1, 1] ** 2 + axes[1, 2] ** 2 + DILATION_PX
-    cov_xy = axes[0, 0] * axes[1, 0] + axes[0, 1] * axes[1, 1] + axes[0, 2] * axes[1, 2]
-    determinant = var_x * var_y - cov_xy * cov_xy
-    conic_xx, conic_xy, conic_yy = var_y / determinant, -cov_xy / determinant, var_x / determinant
-
-    # Centre: the exponent is -(xx dx^2 + yy dy^2) / 2 - xy dx dy.
-    grad_u = -conic_xx * moments[1] - conic_xy * moments[2]
-    grad_v = -conic_yy * moments[2] - conic_xy * moments[1]
-    # Covariance S: the gradient is half of K M K, with M the second moments and K the inverse of S.
-    left_x, left_xy = conic_xx * moments[3] + conic_xy * moments[4], conic_xx * moments[4] + conic_xy * moments[5]
-    left_yx, left_y = conic_xy * moments[3] + conic_yy * moments[4], conic_xy * moments[4] + conic_yy * moments[5]
-    grad_xx = 0.5 * (left_x * conic_xx + left_xy * conic_xy)
-    grad_xy = 0.5 * (left_x * conic_xy + left_xy * conic_yy)
-    grad_yy = 0.5 * (left_yx * conic_xy + left_y * conic_yy)
+    grad_u, grad_v, grad_xx, grad_xy, grad_yy = _gradients_in_the_image(axes, moments)
     for k in range(3):  # S = axes axes^T
         grad_axes[0, k] = 2 * (grad_xx * axes[0, k] + grad_xy * axes[1, k])
         grad_axes[1, k] = 2 * (grad_xy * axes[0, k] + grad_yy * axes[1, k])

@@ -4,8 +4,8 @@ torch's current stream.
 Sources are the `*.cu` files beside this module (headers: `*.cuh`, included by quotes). They must not include CUDA
 headers, because an NVRTC wheel carries none, and every kernel is `extern "C"`. A cubin is keyed by the text of the
 source and of all headers, the target architecture, the macros and the NVRTC version, so a stale one is never used.
-It lies under `$MAQUETTE_CACHE/cubins`, or `~/.cache/maquette/cubins`; where that folder cannot be written, kernels
-are compiled once per process instead.
+It lies under `cubins` in maquette's cache folder (`$MAQUETTE_CACHE`); where that cannot be written, kernels are
+compiled once per process instead.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import functools
 import hashlib
 import importlib
 import logging
-import os
 import threading
 from collections.abc import Sequence
 from ctypes import c_float
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
+from maquette.cache import cache_folder
 from maquette.errors import MissingDependencyError, UnsupportedError
 from maquette.io.atomic import atomic_write_bytes
 
@@ -48,9 +48,8 @@ _MAX_CACHED = 256
 
 
 def cubin_folder() -> Path:
-    """Folder of compiled kernels: `$MAQUETTE_CACHE/cubins`, or `~/.cache/maquette/cubins`."""
-    root = os.environ.get("MAQUETTE_CACHE")
-    return (Path(root) if root else Path.home() / ".cache" / "maquette") / "cubins"
+    """Folder of compiled kernels."""
+    return cache_folder() / "cubins"
 
 
 def require_nvrtc() -> None:

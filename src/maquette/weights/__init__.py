@@ -7,13 +7,13 @@ string metadata: `format` ("maquette-weights/1"), `model` (registry name) and wh
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import maquette
+from maquette.cache import cache_folder
 from maquette.errors import WeightsError
 from maquette.io.atomic import atomic_path
 
@@ -23,15 +23,6 @@ if TYPE_CHECKING:
 FORMAT = "maquette-weights/1"
 _MAX_HEADER_BYTES = 100_000_000
 _SHOWN_MISMATCHES = 5
-
-
-def cache_folder() -> Path:
-    """Where maquette keeps files between runs: `$MAQUETTE_CACHE`, else `$XDG_CACHE_HOME/maquette`, else ~/.cache."""
-    configured = os.environ.get("MAQUETTE_CACHE")
-    if configured:
-        return Path(configured).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "maquette"
 
 
 def store_folder() -> Path:
@@ -147,7 +138,7 @@ def check_state(network: nn.Module, state: Mapping[str, Tensor], source: str | P
     expected = {name: list(value.shape) for name, value in network.state_dict().items()}
     given = {name: list(value.shape) for name, value in state.items()}
     problems = [f"{name} is missing" for name in expected if name not in given]
-    problems += [f"{name} is unexpected" for name in given if name not in expected]
+    problems += [f"{name} is unexpected" for name in sorted(given) if name not in expected]
     problems += [
         f"{name} has shape {given[name]} instead of {shape}"
         for name, shape in expected.items()
