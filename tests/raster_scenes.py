@@ -214,7 +214,8 @@ def golden(name: str) -> Golden:
     with np.load(GOLDENS) as data:
         item = {key.removeprefix(f"{name}_"): torch.from_numpy(data[key]) for key in data if key.startswith(f"{name}_")}
     width, height, tan_x, tan_y, modifier = (float(value) for value in item["wh_tanx_tany_mod"])
-    intrinsics = pinhole(width / 2 / tan_x, height / 2 / tan_y, width / 2, height / 2)
+    focal_x, focal_y = (np.float32(size) / (2 * np.float32(tan)) for size, tan in ((width, tan_x), (height, tan_y)))
+    intrinsics = pinhole(float(focal_x), float(focal_y), width / 2, height / 2)
     official = {"means": "means", "quats": "rotations", "scales": "scales", "opacities": "opacity", "colors": "colors"}
 
     def batched(key: str) -> Tensor:

@@ -16,6 +16,7 @@ from maquette.cameras import Cameras
 from maquette.errors import InvalidInputError, UnsupportedError
 from maquette.gaussians import Gaussians
 from maquette.raster import BACKENDS, available_backends, reference, render_gaussians
+from maquette.raster.cpu_project import SPLAT_FIELDS, project_views
 from maquette.raster.sh import sh_basis, sh_colors
 from raster_scenes import (
     ALL_BACKENDS,
@@ -151,6 +152,38 @@ def test_projection_golden(name: str) -> None:
     torch.testing.assert_close(splats.depths[0, 0][seen], item.depths[seen], atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(splats.means2d[0, 0][seen], item.means2d[seen], atol=2e-5, rtol=1e-6)
     torch.testing.assert_close(splats.conics[0, 0][seen], item.conics[seen], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["plain", "soft", "odd"])
+def test_cpu_projection_rounds_as_the_official_one(name: str) -> None:
+    """So that a contribution next to 1/255 falls to the same side."""
+    item = golden(name)
+    scene = item.scene
+    means, quats, scales, opacities = (value.numpy() for value in scene.values[:4])
+    counts = np.zeros(opacities.shape, np.int64)
+    splats = np.zeros((*opacities.shape, SPLAT_FIELDS), np.float32)
+    project_views(
+        means,
+        quats,
+        scales * np.float32(scene.scale_modifier),
+        opacities,
+        np.ones(opacities.shape, np.bool_),
+        np.zeros(1, np.int64),
+        scene.world_to_camera[0].contiguous().numpy(),
+        scene.intrinsics[0].numpy(),
+        scene.height,
+        scene.width,
+        splats,
+        np.zeros((*opacities.shape, 4), np.int32),
+        counts,
+    )
+    seen = counts[0] > 0
+    assert (item.radii.numpy()[seen] > 0).all() and seen.sum() > 20
+    # The official field of view reaches the pixels by way of 1 / tan, ours by the focal length: one rounding apart.
+    np.testing.assert_allclose(splats[0, seen, :2], item.means2d[seen], rtol=2e-7, atol=3e-6)
+    conics = splats[0, seen, 2:5] * np.array([-2.0, -1.0, -2.0]) * math.log(2)
+    np.testing.assert_allclose(conics, item.conics[seen], rtol=5e-7)
+    np.testing.assert_array_equal(splats[0, seen, 6], item.depths[seen])
 
 
 @pytest.mark.parametrize("name", ["plain", "soft", "odd"])
