@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 CORE := $(VENV)/.installed-core
 DEV := $(VENV)/.installed-dev
 DEPENDENCIES := pyproject.toml constraints/cpu.txt
-EXAMPLE ?= $(firstword $(wildcard examples/*/transforms.json))
+EXAMPLE ?= examples/taxi/transforms.json
 DEMO_OUTPUT ?= outputs/demo
 WORKERS ?= 2
 

@@ -16,13 +16,13 @@ render() { python3 -m maquette.cli data render .carry/assets.tar.xz -o "$1" --no
 [ -f "$WORK/train.done" ] || { render "$WORK/train" --split train --plan training; touch "$WORK/train.done"; cp "$WORK/train/contact.png" "$WORK/train/failures.json" "$OUT/" || true; }
 [ -f "$WORK/test.done" ] || { render "$WORK/test" --split test; touch "$WORK/test.done"; }
 echo "data ready after $(($(date +%s) - began)) s"
-left=$((LIMIT - ($(date +%s) - began) - 45))
+left=$((LIMIT - ($(date +%s) - began) - 20))
 torchrun --standalone --nproc_per_node="$GPUS" -m maquette.cli train lgm-mini --data "$WORK/train" -o "$WORK/run" \
-  --steps "$STEPS" --max-seconds "$left" --channels-last --save-every 100000 --picture-every 2000 --log-every 100 \
+  --steps "$STEPS" --max-seconds "$left" --save-every 100000 --picture-every 2000 --log-every 100 \
   --export "$OUT/lgm-mini.safetensors" "$@" 2>&1 | tail -n 60
 last=$(ls -d "$WORK"/run/checkpoints/step-* | tail -n 1)
 split -b 15000000 "$last/ema.safetensors" "$OUT/ema-part-"
-ls -t "$WORK"/run/pictures/*.png 2>/dev/null | head -n 1 | xargs -r -I{} cp {} "$OUT/predictions.png"
+ls -t "$WORK"/run/pictures/*.png 2>/dev/null | head -n 1 | xargs -r -I{} cp {} "$OUT/predictions.png" || true
 if [ "$EVALUATE" = 1 ]; then
   python3 -m maquette.cli evaluate --model lgm-mini --weights "$OUT/lgm-mini.safetensors" --data "$WORK/test" --split test \
     -o "$WORK/evaluation" 2>&1 | tail -n 30
