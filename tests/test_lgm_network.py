@@ -224,3 +224,26 @@ def test_reconstructor_refuses_three_views_and_warns_about_the_radius() -> None:
         reconstruct(Views(torch.rand(3, 4, 64, 64), default_cameras(0.0, 64)[:3]))
     with pytest.warns(UserWarning, match=r"2\.50"):
         reconstruct(Views(torch.rand(4, 4, 64, 64), default_cameras(0.0, 64, radius=2.5)))
+
+
+def test_layer_counts_are_parameters() -> None:
+    params = dataclasses.replace(
+        LGM_MINI,
+        input_size=64,
+        splat_size=32,
+        down_channels=(32, 64, 96),
+        down_attention=(False, False, True),
+        up_channels=(96, 64),
+        up_attention=(True, False),
+        num_heads=3,
+        down_layers=1,
+        mid_layers=3,
+    )
+    network = LGM(params)
+    attending = {name.split(".attn.")[0] for name in network.state_dict() if ".attn." in name}
+    assert len(attending) == 1 + 3 + 2  # coarsest down block, middle, both layers of the coarsest up block
+    gaussians = network(torch.rand(2, 4, 9, 64, 64))
+    assert gaussians.means.shape == (2, 4 * 32 * 32, 3)
+    (gaussians.means.sum() + gaussians.colors.sum() + gaussians.opacities.sum()).backward()
+    unused = [name for name, p in network.named_parameters() if p.grad is None or not bool(p.grad.any())]
+    assert unused == []

@@ -21,8 +21,6 @@ INPUT_CHANNELS = 9
 """Normalised RGB, ray moment, ray direction."""
 
 _SKIP_SCALE = math.sqrt(0.5)
-_DOWN_LAYERS = 2
-_UP_LAYERS = 3
 
 
 class GroupNorm(nn.GroupNorm):
@@ -93,7 +91,7 @@ class DownBlock(nn.Module):
         self, in_channels: int, out_channels: int, *, attention: bool, downsample: bool, params: LGMParams
     ) -> None:
         super().__init__()
-        widths = [in_channels] + [out_channels] * (_DOWN_LAYERS - 1)
+        widths = [in_channels] + [out_channels] * (params.down_layers - 1)
         self.nets = nn.ModuleList(ResidualBlock(width, out_channels) for width in widths)
         self.attns = nn.ModuleList(_attention_slot(attention, out_channels, params) for _ in widths)
         self.downsample = nn.Conv2d(out_channels, out_channels, 3, stride=2, padding=1) if downsample else None
@@ -111,17 +109,19 @@ class DownBlock(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """Residual, attention, residual at the coarsest resolution."""
+    """Residual layers with attention between them at the coarsest resolution."""
 
     def __init__(self, channels: int, *, attention: bool, params: LGMParams) -> None:
         super().__init__()
-        self.nets = nn.ModuleList(ResidualBlock(channels, channels) for _ in range(2))
-        self.attns = nn.ModuleList([_attention_slot(attention, channels, params)])
+        self.nets = nn.ModuleList(ResidualBlock(channels, channels) for _ in range(params.mid_layers + 1))
+        self.attns = nn.ModuleList(_attention_slot(attention, channels, params) for _ in range(params.mid_layers))
 
     def forward(self, features: Tensor) -> Tensor:
         """Applies the block."""
-        result: Tensor = self.nets[1](self.attns[0](self.nets[0](features)))
-        return result
+        features = self.nets[0](features)
+        for net, attn in zip(self.nets[1:], self.attns, strict=True):
+            features = net(attn(features))
+        return features
 
 
 class UpBlock(nn.Module):
@@ -138,8 +138,8 @@ class UpBlock(nn.Module):
         params: LGMParams,
     ) -> None:
         super().__init__()
-        inputs = [in_channels] + [out_channels] * (_UP_LAYERS - 1)
-        skips = [out_channels] * (_UP_LAYERS - 1) + [last_skip_channels]
+        inputs = [in_channels] + [out_channels] * params.down_layers
+        skips = [out_channels] * params.down_layers + [last_skip_channels]
         self.nets = nn.ModuleList(
             ResidualBlock(width + skip, out_channels) for width, skip in zip(inputs, skips, strict=True)
         )

@@ -5,6 +5,7 @@ Source of the official values: LGM (Tang et al., ECCV 2024, arXiv 2402.05054) an
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,6 +30,8 @@ class LGMParams:
         up_channels: width of each up block, from the coarsest resolution upwards (doubled between blocks).
         up_attention: whether each up block attends across the views.
         mid_attention: whether the middle block attends across the views.
+        down_layers: residual layers per down block (official: 2); up blocks have one more.
+        mid_layers: attention slots of the middle block, each between two residual layers (official: 1).
         input_size: side of the square input pictures, px.
         splat_size: side of the output grid; one Gaussian per view and cell.
         output_size: side of the rendered pictures in training, px.
@@ -51,12 +54,15 @@ class LGMParams:
             training; it lightens half-transparent edges.
         lambda_lpips: weight of LPIPS, when its weights are given.
         lambda_ssim: weight of the multi-scale SSIM term that stands in for LPIPS otherwise.
+        lambda_depth: weight of the distance along z between each Gaussian and the true surface of its cell; needs
+            data with depth. 0 in the official presets, which know pictures only.
+        lambda_opacity: weight of the transparency of the Gaussians of those cells; needs data with depth.
         grid_distortion_prob: probability per object of distorting input views 1..3, 0..1.
         camera_jitter_prob: probability per object of turning the cameras of input views 1..3, 0..1.
         random_background_prob: probability per object of a random colour behind the supervised pictures.
 
     Raises:
-        InvalidInputError: sizes do not fit each other, or a probability lies outside 0..1.
+        InvalidInputError: sizes do not fit each other, a probability lies outside 0..1, or a weight is negative.
     """
 
     name: str
@@ -67,6 +73,8 @@ class LGMParams:
     splat_size: int
     output_size: int
     mid_attention: bool = True
+    down_layers: int = 2
+    mid_layers: int = 1
     input_size: int = 256
     num_input_views: int = 4
     num_heads: int = 16
@@ -83,6 +91,8 @@ class LGMParams:
     composite_twice: bool = True
     lambda_lpips: float = 1.0
     lambda_ssim: float = 0.5
+    lambda_depth: float = 0.0
+    lambda_opacity: float = 0.0
     grid_distortion_prob: float = 0.5
     camera_jitter_prob: float = 0.5
     random_background_prob: float = 0.0
@@ -90,6 +100,8 @@ class LGMParams:
     def __post_init__(self) -> None:
         if len(self.down_channels) != len(self.down_attention) or len(self.up_channels) != len(self.up_attention):
             raise InvalidInputError(f"{self.name}: channels and attention flags must have the same length")
+        if self.down_layers < 1 or self.mid_layers < 1:
+            raise InvalidInputError(f"{self.name}: down_layers and mid_layers must be at least 1")
         if not 1 <= len(self.up_channels) <= len(self.down_channels):
             raise InvalidInputError(f"{self.name}: needs 1..{len(self.down_channels)} up blocks")
         if self.up_channels != self.down_channels[::-1][: len(self.up_channels)]:
@@ -111,6 +123,35 @@ class LGMParams:
             value = getattr(self, field)
             if not 0.0 <= value <= 1.0:
                 raise InvalidInputError(f"{self.name}: {field} must lie in 0..1, got {value}")
+        for field in ("lambda_lpips", "lambda_ssim", "lambda_depth", "lambda_opacity"):
+            if not getattr(self, field) >= 0.0:
+                raise InvalidInputError(f"{self.name}: {field} must be at least 0, got {getattr(self, field)}")
+
+    def at_input_size(self, size: int) -> LGMParams:
+        """The same network on other pictures: input, output grid and rendered pictures scale by one factor.
+
+        All weights fit: the network is convolutional and its attention knows no positions.
+
+        Args:
+            size: side of the square input pictures, px; a multiple of the network's total stride.
+
+        Raises:
+            InvalidInputError: `size` is not such a multiple, or not positive.
+        """
+        stride = 2 ** (len(self.down_channels) - 1)
+        scaled = [self.splat_size * size, self.output_size * size]
+        if size < stride or size % stride or any(value % self.input_size for value in scaled):
+            raise InvalidInputError(
+                f"{self.name} cannot work on pictures of {size} px: use {self.input_size} or a fraction of it that is "
+                f"a multiple of {stride}, such as {max(self.input_size // 2, stride)}"
+            )
+        splat_size, output_size = (value // self.input_size for value in scaled)
+        return dataclasses.replace(self, input_size=size, splat_size=splat_size, output_size=output_size)
+
+    @property
+    def needs_depth(self) -> bool:
+        """Whether training needs data with depth."""
+        return self.lambda_depth > 0 or self.lambda_opacity > 0
 
     @property
     def num_gaussians(self) -> int:
@@ -184,9 +225,11 @@ LGM_MINI = LGMParams(
     initial_opacity=0.1,
     normalize_poses=False,
     lambda_ssim=0.2,
+    lambda_depth=1.0,
+    lambda_opacity=0.05,
     composite_twice=False,
-    grid_distortion_prob=0.2,
-    camera_jitter_prob=0.2,
+    grid_distortion_prob=0.0,
+    camera_jitter_prob=0.0,
     random_background_prob=0.5,
 )
 """Ours, small enough to ship in the repository: 65,536 Gaussians, 8.2 M parameters."""
