@@ -18,6 +18,8 @@ class Views:
     Attributes:
         images: RGBA, sRGB-encoded 0..1, straight (not premultiplied) alpha, `[..., V, 4, H, W]`.
         cameras: batch shape `[..., V]`, image size (H, W).
+        depths: true z of the surface in each camera's axes, world units, 0 where there is none or it is not known,
+            `[..., V, H, W]`; None where nobody knows them.
 
     Raises:
         InvalidInputError: shapes disagree or images are not floating point.
@@ -25,6 +27,7 @@ class Views:
 
     images: Tensor
     cameras: Cameras
+    depths: Tensor | None = None
 
     def __post_init__(self) -> None:
         shape = tuple(self.images.shape)
@@ -40,6 +43,10 @@ class Views:
             raise InvalidInputError(
                 f"images are {shape[-2]} x {shape[-1]}, cameras {self.cameras.height} x {self.cameras.width}"
             )
+        if self.depths is not None and tuple(self.depths.shape) != (*shape[:-3], *shape[-2:]):
+            raise InvalidInputError(
+                f"depths must be {[*shape[:-3], *shape[-2:]]} to fit images, got {list(self.depths.shape)}"
+            )
 
     @property
     def num_views(self) -> int:
@@ -48,7 +55,8 @@ class Views:
 
     def to(self, target: torch.device | torch.dtype | str) -> Views:
         """Moves to a device or casts to a floating-point dtype."""
-        return Views(self.images.to(target), self.cameras.to(target))
+        depths = None if self.depths is None else self.depths.to(target)
+        return Views(self.images.to(target), self.cameras.to(target), depths)
 
     def composited(self, background: tuple[float, float, float] | Tensor = (1.0, 1.0, 1.0)) -> Tensor:
         """RGB over one background colour, `[..., V, 3, H, W]`."""

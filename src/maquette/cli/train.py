@@ -55,6 +55,14 @@ class Args:
     """How many of the target views are input views."""
     target_size: int | None = None
     """Height and width in pixels at which predictions are compared; by default the model's."""
+    input_size: int | None = None
+    """Height and width of the input pictures in pixels; half of the model's shows four times the objects per second.
+    Continue at full size with --init-from."""
+    use_depth: bool = True
+    """Learn from true depth, where the model does; --no-use-depth trains on data rendered with --no-geometry."""
+    schedule_seconds: float | None = None
+    """Training time after which the run is over, all calls together: the learning rate follows the clock (or the
+    steps, whichever is further). Such a run cannot be repeated bit for bit."""
     seed: int | None = None
     """Decides initial weights, data order and augmentation."""
     augment: bool = True
@@ -123,6 +131,9 @@ def make_config(args: Args) -> TrainConfig:
         accumulation=args.accumulation,
         ema_decay=args.ema_decay,
         target_size=args.target_size,
+        input_size=args.input_size,
+        schedule_seconds=args.schedule_seconds,
+        use_depth=args.use_depth and recipe.use_depth,
         seed=args.seed,
         precision=precision,
         optimizer=optimizer,

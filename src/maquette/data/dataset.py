@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from maquette.cameras import OPENGL_TO_OPENCV, Cameras
+from maquette.data.depths import InputDepths, read_input_depths
 from maquette.data.layout import ROLES, ObjectInfo, read_index
 from maquette.data.png import decode_rgba
 from maquette.errors import FileFormatError, InvalidInputError
@@ -41,6 +42,7 @@ class RenderedDataset:
             frames of one variant show the same thing.
         objects: metadata per object, sorted by id.
         settings: how it was rendered: image_size, fov_deg, radius, plan, lighting, seed...
+        depths: true depth of the input frames, same device; None when it was not asked for.
     """
 
     root: Path
@@ -51,6 +53,7 @@ class RenderedDataset:
     variants: Tensor
     objects: tuple[ObjectInfo, ...]
     settings: dict[str, Any]
+    depths: InputDepths | None = None
 
     def __len__(self) -> int:
         return len(self.objects)
@@ -100,6 +103,7 @@ class RenderedDataset:
         device: torch.device | str = "cpu",
         ids: Sequence[str] | None = None,
         workers: int | None = None,
+        input_depths: bool = False,
     ) -> RenderedDataset:
         """Reads a rendered data set.
 
@@ -109,10 +113,11 @@ class RenderedDataset:
             device: where images and cameras go (in chunks: host memory stays small when it is a GPU).
             ids: only these objects.
             workers: decoding threads; None takes one per CPU core.
+            input_depths: read the depth of the input frames as well.
 
         Raises:
             FileFormatError: missing, truncated or mixed-size files; the message names the file.
-            InvalidInputError: no object is left, or an id is unknown.
+            InvalidInputError: no object is left, an id is unknown, or there is no depth.
         """
         root, target = Path(root), torch.device(device)
         settings, listed = read_index(root)
@@ -126,16 +131,22 @@ class RenderedDataset:
                     f"{root} mixes objects of {sorted(counts)} frames and sizes {sorted(sizes)} (width, height): "
                     "render them into separate folders"
                 )
+            roles = torch.tensor([item.roles for item in frames], dtype=torch.uint8)
+            depths = None  # first: a data set without them should not cost the time of reading the pictures
+            if input_depths:
+                folders = [root / info.id for info in objects]
+                depths = read_input_depths(pool, folders, roles, frames[0].size, target)
             images = _read_images(pool, frames, target)
         return RenderedDataset(
             root=root,
             images=images,
             world_to_camera=torch.stack([item.world_to_camera for item in frames]).to(target),
             intrinsics=torch.stack([item.intrinsics for item in frames]).to(target),
-            roles=torch.tensor([item.roles for item in frames], dtype=torch.uint8),
+            roles=roles,
             variants=torch.tensor([item.variants for item in frames], dtype=torch.int64),
             objects=tuple(objects),
             settings=settings,
+            depths=depths,
         )
 
 

@@ -1,4 +1,4 @@
-"""Fast decoding of the pictures that this package wrote: 8-bit RGBA PNG without interlacing.
+"""Fast decoding of the pictures that this package wrote: PNG without interlacing, 8-bit RGBA or 16-bit grey.
 
 Data sets hold a hundred thousand of them. Unlike a general reader, everything here runs outside of the interpreter
 lock (zlib and one compiled function), so threads scale with the cores. Format: ISO/IEC 15948, section 9 for filters.
@@ -17,6 +17,7 @@ from maquette.raster.cpu_jit import compiled
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _RGBA8 = (8, 6, 0, 0, 0)  # bit depth, colour type, compression, filter method, interlace
+_GRAY16 = (16, 0, 0, 0, 0)
 
 
 def decode_rgba(data: bytes, target: NDArray[np.uint8]) -> None:
@@ -25,18 +26,35 @@ def decode_rgba(data: bytes, target: NDArray[np.uint8]) -> None:
     Raises:
         FileFormatError: not a PNG of this kind and size, or truncated or damaged.
     """
-    _, height, width = target.shape
+    _decode(data, target, _RGBA8, "an 8-bit RGBA PNG")
+
+
+def decode_gray16(data: bytes, target: NDArray[np.uint16]) -> None:
+    """Decodes one 16-bit grey picture into `target` `[H, W]`.
+
+    Raises:
+        FileFormatError: not a PNG of this kind and size, or truncated or damaged.
+    """
+    planes = np.empty((2, *target.shape), np.uint8)  # high bytes, low bytes
+    _decode(data, planes, _GRAY16, "a 16-bit grey PNG")
+    np.left_shift(planes[0], 8, out=target, dtype=np.uint16)
+    target |= planes[1]
+
+
+def _decode(data: bytes, target: NDArray[np.uint8], wanted: tuple[int, ...], name: str) -> None:
+    """Decodes into one plane per byte of a pixel, `[C, H, W]`."""
+    channels, height, width = target.shape
     chunks = memoryview(data)
     if not data.startswith(_SIGNATURE) or len(data) < 33 or data[12:16] != b"IHDR":
         raise FileFormatError("it is not a PNG")
     found_width, found_height, *kind = struct.unpack(">IIBBBBB", chunks[16:29])
-    if tuple(kind) != _RGBA8:
-        raise FileFormatError(f"it is not an 8-bit RGBA PNG without interlacing (depth {kind[0]}, type {kind[1]})")
+    if tuple(kind) != wanted:
+        raise FileFormatError(f"it is not {name} without interlacing (depth {kind[0]}, type {kind[1]})")
     if (found_width, found_height) != (width, height):
         raise FileFormatError(f"it has {found_width} x {found_height} pixels, expected {width} x {height}")
-    size = height * (1 + 4 * width)
+    size = height * (1 + channels * width)
     raw = _inflate(b"".join(_picture_chunks(chunks)), size)
-    rows = np.frombuffer(raw, np.uint8).reshape(height, 1 + 4 * width)
+    rows = np.frombuffer(raw, np.uint8).reshape(height, 1 + channels * width)
     if not _unfilter(rows, target):
         raise FileFormatError("it is damaged (unknown filter)")
 
@@ -72,14 +90,14 @@ def _inflate(packed: bytes, size: int) -> bytes:
 
 @compiled()
 def _unfilter(rows: NDArray[np.uint8], target: NDArray[np.uint8]) -> bool:
-    """Undoes the row filters of `[H, 1 + 4 W]` into `[4, H, W]`; False for an unknown filter."""
-    height, width = target.shape[1], target.shape[2]
+    """Undoes the row filters of `[H, 1 + C W]` into `[C, H, W]`; False for an unknown filter."""
+    channels, height, width = target.shape
     for y in range(height):
         kind = rows[y, 0]
         if kind > 4:
             return False
         for x in range(width):
-            for c in range(4):
+            for c in range(channels):
                 left = int(target[c, y, x - 1]) if x > 0 else 0
                 up = int(target[c, y - 1, x]) if y > 0 else 0
                 guess = 0
@@ -92,7 +110,7 @@ def _unfilter(rows: NDArray[np.uint8], target: NDArray[np.uint8]) -> bool:
                 elif kind == 4:
                     corner = int(target[c, y - 1, x - 1]) if x > 0 and y > 0 else 0
                     guess = _paeth(left, up, corner)
-                target[c, y, x] = (int(rows[y, 1 + 4 * x + c]) + guess) & 0xFF
+                target[c, y, x] = (int(rows[y, 1 + channels * x + c]) + guess) & 0xFF
     return True
 
 

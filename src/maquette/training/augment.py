@@ -30,7 +30,7 @@ def augment(inputs: Views, targets: Views, config: AugmentConfig, generator: tor
         target_images = apply_color(target_images, matrix, offset, exponent)
     if config.edge_probability > 0 or config.blur_probability > 0 or config.noise > 0:
         input_images = damage(input_images, config, generator)
-    return Views(input_images, inputs.cameras), Views(target_images, targets.cameras)
+    return Views(input_images, inputs.cameras, inputs.depths), Views(target_images, targets.cameras, targets.depths)
 
 
 def color_transforms(

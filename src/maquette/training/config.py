@@ -97,6 +97,12 @@ class TrainConfig:
         precision: "fp32", or "bf16" (the network under autocast; rendering and losses stay fp32).
         ema_decay: decay of the averaged weights per step, 0 keeps no average.
         target_size: height and width in pixels at which predictions are rendered and compared; None: the model's.
+        input_size: side of the square input pictures, px; None: the model's. The model's output grid and its rendered
+            pictures scale with it.
+        use_depth: whether a model that can learn from true depth does; the data needs geometry then.
+        schedule_seconds: None, or the training time in seconds after which the run is over: the learning rate then
+            follows the larger share of `steps` and of this time. A run that depends on the clock cannot be repeated
+            exactly, nor continued exactly as without an interruption.
         max_bad_steps: successive steps with a non-finite gradient after which the run stops.
         optimizer, schedule, sampling, augment: see their classes.
     """
@@ -109,6 +115,9 @@ class TrainConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     ema_decay: float = 0.0
     target_size: int | None = None
+    input_size: int | None = None
+    use_depth: bool = True
+    schedule_seconds: float | None = None
     max_bad_steps: int = 50
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -124,6 +133,8 @@ class TrainConfig:
             ("seed", self.seed, 0),
             ("max_bad_steps", self.max_bad_steps, 1),
             ("target_size", self.target_size if self.target_size is not None else 16, 16),
+            ("input_size", self.input_size if self.input_size is not None else 16, 16),
+            ("schedule_seconds", self.schedule_seconds if self.schedule_seconds is not None else 1, 1),
             ("sampling.num_inputs", sampling.num_inputs, 1),
             ("sampling.target_views", sampling.target_views, 1),
             ("sampling.input_targets", sampling.input_targets, 0),

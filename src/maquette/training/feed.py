@@ -14,7 +14,9 @@ from torch import Tensor
 
 from maquette.cameras import Cameras
 from maquette.data.dataset import INPUT, RenderedDataset
+from maquette.data.depths import decode_levels
 from maquette.data.layout import read_index
+from maquette.nn.depth import pool_depths
 from maquette.training.config import TrainConfig
 from maquette.training.sampling import ViewSampler
 from maquette.views import Views
@@ -35,10 +37,18 @@ class BatchFeed:
         config: of the run.
         device: where batches go.
         rank, world_size: this process among all.
+        target_size: side of the target views, px; None: the config's, or as stored. The inputs have the config's
+            `input_size`, or are as stored.
     """
 
     def __init__(
-        self, dataset: RenderedDataset, config: TrainConfig, device: torch.device, rank: int = 0, world_size: int = 1
+        self,
+        dataset: RenderedDataset,
+        config: TrainConfig,
+        device: torch.device,
+        rank: int = 0,
+        world_size: int = 1,
+        target_size: int | None = None,
     ) -> None:
         objects = dataset.objects
         self._sampler = ViewSampler(
@@ -52,13 +62,18 @@ class BatchFeed:
         self._dataset = dataset
         self._config = config
         self._device = device
+        self._input_size = config.input_size
+        self._target_size = target_size if target_size is not None else config.target_size
         self._rank, self._world_size = rank, world_size
         self._ahead = dataset.device != device
         self._pool = ThreadPoolExecutor(max_workers=1) if self._ahead else None
         self._pending: dict[tuple[int, int], Future[_Gathered]] = {}
 
     def batch(self, step: int, micro_step: int = 0) -> tuple[Views, Views]:
-        """Input views `[B, num_inputs]` and target views `[B, target_views]`, float32 in 0..1."""
+        """Input views `[B, num_inputs]` and target views `[B, target_views]`, float32 in 0..1.
+
+        The inputs carry depths when the data set does.
+        """
         if self._pool is None:
             gathered = self._gather(step, micro_step)
         else:
@@ -66,14 +81,16 @@ class BatchFeed:
             gathered = waiting.result() if waiting is not None else self._gather(step, micro_step)
             following = self._following(step, micro_step)
             self._pending = {following: self._pool.submit(self._gather, *following)}
-        images, world_to_camera, intrinsics = (item.to(self._device, non_blocking=True) for item in gathered)
+        on_device = [item.to(self._device, non_blocking=True) for item in gathered]
+        images, world_to_camera, intrinsics = on_device[:3]
+        depths = decode_levels(on_device[3], on_device[4]) if len(on_device) > 3 else None
         height, width = images.shape[-2:]
         floats = images.float().div_(255)
         count = self._config.sampling.num_inputs
-        inputs = Views(floats[:, :count], Cameras(world_to_camera[:, :count], intrinsics[:, :count], height, width))
+        cameras = Cameras(world_to_camera[:, :count], intrinsics[:, :count], height, width)
+        inputs = Views(floats[:, :count], cameras, depths)
         targets = Views(floats[:, count:], Cameras(world_to_camera[:, count:], intrinsics[:, count:], height, width))
-        size = self._config.target_size
-        return inputs, targets if size is None else resize_views(targets, size)
+        return _resized(inputs, self._input_size), _resized(targets, self._target_size)
 
     def close(self) -> None:
         """Stops the thread."""
@@ -91,16 +108,22 @@ class BatchFeed:
         if data.device.type == "cuda":
             where = where.pin_memory().to(data.device, non_blocking=True)
         index = (where[0], where[1])
-        gathered = (data.images[index], data.world_to_camera[index], data.intrinsics[index])
+        gathered = [data.images[index], data.world_to_camera[index], data.intrinsics[index]]
+        if data.depths is not None:
+            inputs = where[:, :, : choice.inputs.shape[1]]
+            gathered += data.depths.gather(inputs[0, :, 0], inputs[1])
         if self._device.type == "cuda" and data.device.type == "cpu":
-            gathered = (gathered[0].pin_memory(), gathered[1].pin_memory(), gathered[2].pin_memory())
+            gathered = [item.pin_memory() for item in gathered]
         return gathered
 
 
-_Gathered = tuple[Tensor, Tensor, Tensor]
+_Gathered = list[Tensor]
+"""Images, world_to_camera, intrinsics, and with depth its levels and scales."""
 
 
-def load_for_training(root: Path, split: str, device: torch.device, placement: Placement) -> RenderedDataset:
+def load_for_training(
+    root: Path, split: str, device: torch.device, placement: Placement, *, input_depths: bool = False
+) -> RenderedDataset:
     """Reads a split into GPU memory when it fits there ("auto"), or where `placement` says.
 
     Raises:
@@ -109,25 +132,34 @@ def load_for_training(root: Path, split: str, device: torch.device, placement: P
     on_gpu = device.type == "cuda" and placement != "cpu"
     if on_gpu and placement == "auto":
         free, _ = torch.cuda.mem_get_info(device)
-        on_gpu = expected_bytes(root, split) < GPU_SHARE * free
-    return RenderedDataset.load(root, split, device=device if on_gpu else "cpu")
+        on_gpu = expected_bytes(root, split, input_depths=input_depths) < GPU_SHARE * free
+    return RenderedDataset.load(root, split, device=device if on_gpu else "cpu", input_depths=input_depths)
 
 
-def expected_bytes(root: Path, split: str) -> int:
-    """Size of the pictures of a split as uint8 tensors, judged by its first object; 0 where that cannot be read."""
+def expected_bytes(root: Path, split: str, *, input_depths: bool = False) -> int:
+    """Size of the pictures (and input depths) of a split as tensors, judged by its first object; 0 where that cannot
+    be read."""
     _, listed = read_index(root)
     chosen = [info for info in listed if info.split == split]
     if not chosen:
         return 0
     try:
         document = json.loads((root / chosen[0].id / "transforms.json").read_text("utf-8"))
-        return len(chosen) * len(document["frames"]) * 4 * int(document["w"]) * int(document["h"])
+        frames = document["frames"]
+        bytes_per_pixel = 4 * len(frames)
+        if input_depths:
+            bytes_per_pixel += 2 * sum(frame["role"] == "input" for frame in frames)
+        return len(chosen) * bytes_per_pixel * int(document["w"]) * int(document["h"])
     except (OSError, ValueError, KeyError, TypeError):
         return 0  # loading reports what is wrong with the file
 
 
+def _resized(views: Views, size: int | None) -> Views:
+    return views if size is None else resize_views(views, size)
+
+
 def resize_views(views: Views, size: int) -> Views:
-    """Views at `size` x `size` pixels, antialiased, colours weighted by alpha."""
+    """Views at `size` x `size` pixels, antialiased, colours weighted by alpha; depths lose pixels at edges."""
     if (views.cameras.height, views.cameras.width) == (size, size):
         return views
     alpha = views.images[..., 3:, :, :]
@@ -136,4 +168,5 @@ def resize_views(views: Views, size: int) -> Views:
     flat = F.interpolate(stacked.flatten(0, -4), size=(size, size), mode="bilinear", antialias=True)
     color = torch.where(flat[:, 3:] > 1e-4, flat[:, :3] / flat[:, 3:].clamp_min(1e-4), 0.0)
     images = torch.cat([color, flat[:, 3:]], dim=1).clamp(0, 1)
-    return Views(images.reshape(*lead, 4, size, size), views.cameras.resized(size, size))
+    depths = None if views.depths is None else pool_depths(views.depths, size)
+    return Views(images.reshape(*lead, 4, size, size), views.cameras.resized(size, size), depths)

@@ -23,6 +23,7 @@ from maquette.training.checkpoint import (
     save_checkpoint,
     versions,
 )
+from maquette.training.clock import CHECK_STEPS, Clock
 from maquette.training.config import TrainConfig, differing_fields
 from maquette.training.export import export_weights
 from maquette.training.feed import BatchFeed, Placement, load_for_training
@@ -32,9 +33,6 @@ from maquette.training.schedule import schedule_at
 from maquette.training.step import StepRunner
 from maquette.training.tasks import Task, build_task
 from maquette.weights import load_strictly
-
-STOP_CHECK_STEPS = 10
-"""With several processes, how often they agree on whether to stop."""
 
 
 class TrainingDivergedError(MaquetteError):
@@ -154,15 +152,11 @@ class _Run:
         processes.wait()
         self.checkpoint = self._find_checkpoint()
         device = processes.device
-        dataset = (
-            data
-            if isinstance(data, RenderedDataset)
-            else load_for_training(data, options.split, device, options.data_device)
-        )
-        self.data_summary = {"objects": len(dataset), "frames": dataset.num_frames, "settings": dataset.settings}
-        self.feed = BatchFeed(dataset, config, device, processes.rank, processes.world_size)
         torch.manual_seed(config.seed)
         task = build(config)
+        dataset = self._load(data, task.needs_depth)
+        self.data_summary = {"objects": len(dataset), "frames": dataset.num_frames, "settings": dataset.settings}
+        self.feed = BatchFeed(dataset, config, device, processes.rank, processes.world_size, task.target_size)
         self.network = task.network.to(device).train()
         if isinstance(task.objective, torch.nn.Module):
             task.objective.to(device)
@@ -186,10 +180,21 @@ class _Run:
             lambda: processes.no_sync(wrapped),
         )
         self.step, self.earlier_seconds = 0, 0.0
+        self.clock = Clock(
+            config.steps, config.schedule_seconds, processes.maximum if processes.world_size > 1 else int
+        )
         if self.checkpoint is not None:
             self._restore(self.checkpoint)
             self.checkpoint = None  # its tensors are no longer needed
         self.first_step = self.step
+
+    def _load(self, data: Path | RenderedDataset, needs_depth: bool) -> RenderedDataset:
+        if not isinstance(data, RenderedDataset):
+            options, device = self.options, self.processes.device
+            return load_for_training(data, options.split, device, options.data_device, input_depths=needs_depth)
+        if needs_depth and data.depths is None:
+            raise InvalidInputError("the model learns from true depth: RenderedDataset.load(..., input_depths=True)")
+        return data
 
     def run(self) -> TrainResult:
         """Runs the steps that are left."""
@@ -197,22 +202,25 @@ class _Run:
         reason = "finished"
         log_time, log_step = time.monotonic(), self.step
         try:
-            while self.step < self.config.steps:
-                result = self.runner.run(self.step)
+            self.clock.start(self.step)
+            while self.clock.position < self.config.steps:
+                result = self.runner.run(self.step, self.clock.position)
                 self.step += 1
+                self.clock.advance(self.step)
                 if log is not None:
                     log.advance(self.step)
-                if _due(self.step, self.options.log_every) or self.step == self.config.steps:
+                over = self.clock.position >= self.config.steps
+                if _due(self.step, self.options.log_every) or over:
                     steps_per_second = (self.step - log_step) / max(time.monotonic() - log_time, 1e-9)
                     self._log(log, steps_per_second)
                     log_time, log_step = time.monotonic(), self.step
                 if _due(self.step, self.options.picture_every):
                     self._log_pictures(log, result)
                 why = self._should_stop()
-                if why is not None and self.step < self.config.steps:
+                if why is not None and not over:
                     reason = why
                     break
-                if _due(self.step, self.options.save_every) and self.step < self.config.steps:
+                if _due(self.step, self.options.save_every) and not over:
                     self._save()
             return self._finish(log, reason)
         finally:
@@ -222,7 +230,7 @@ class _Run:
 
     def _finish(self, log: RunLog | None, reason: str) -> TrainResult:
         target = self._save()
-        finished = self.step >= self.config.steps
+        finished = self.clock.position >= self.config.steps
         seconds = self.earlier_seconds + time.monotonic() - self.start
         if self.processes.is_first and self.options.export is not None:
             average = self.runner.average
@@ -262,14 +270,16 @@ class _Run:
             )
         if log is None:
             return
-        schedule = schedule_at(self.config.schedule, self.step - 1, self.config.steps, self.config.optimizer.lr)
+        position = self.clock.position - 1
+        schedule = schedule_at(self.config.schedule, position, self.config.steps, self.config.optimizer.lr)
         values["lr"] = schedule.lr
         values["objects_per_second"] = (
             steps_per_second * self.config.batch_size * self.config.accumulation * self.processes.world_size
         )
         if self.processes.device.type == "cuda":
             values["gpu_memory_gib"] = torch.cuda.max_memory_allocated(self.processes.device) / 2**30
-        log.scalars(self.step, values, (self.config.steps - self.step) / max(steps_per_second, 1e-9))
+        values["steps_per_second"] = steps_per_second
+        log.scalars(self.step, values, self.clock.seconds_left(steps_per_second))
 
     def _log_pictures(self, log: RunLog | None, result: ObjectiveResult) -> None:
         if log is not None and result.pictures is not None and result.references is not None:
@@ -280,7 +290,7 @@ class _Run:
         late = limit is not None and time.monotonic() - self.start >= limit
         code = 2 if self.stop.requested else 1 if late else 0
         if self.processes.world_size > 1:
-            if self.step % STOP_CHECK_STEPS:
+            if self.step % CHECK_STEPS:
                 return None
             code = self.processes.maximum(code)
         return (None, "time", "signal")[code]
@@ -300,6 +310,7 @@ class _Run:
                 "data": {"objects": self.data_summary["objects"], "frames": self.data_summary["frames"]},
                 "bad_streak": self.runner.bad_streak.item(),
                 "seconds": self.earlier_seconds + time.monotonic() - self.start,
+                "schedule_seconds": self.clock.seconds,
                 "versions": versions(),
             }
             path = save_checkpoint(self.options.output, self.step, tensors, state, self.options.keep)
@@ -336,6 +347,7 @@ class _Run:
         self.runner.bad_streak.fill_(float(checkpoint.state.get("bad_streak", 0.0)))
         self.step = checkpoint.step
         self.earlier_seconds = float(checkpoint.state.get("seconds", 0.0))
+        self.clock.earlier = float(checkpoint.state.get("schedule_seconds", 0.0))
 
 
 def _due(step: int, every: int) -> bool:

@@ -38,8 +38,8 @@ def lgm_official(model: str, *, batch_size: int, target_views: int) -> TrainConf
 def lgm_mini() -> TrainConfig:
     """Our recipe for `lgm-mini`: an hour of one GPU on low-poly art, meant to hold on scanned objects as well.
 
-    Families count by the square root of their size, realistic objects three times; colours are changed strongly so
-    that flat palettes do not become a prior, and inputs are damaged as background removal and cameras would do.
+    Families count by the square root of their size, realistic objects three times; colours of half of them are
+    changed so that flat palettes do not become a prior, and some inputs are damaged as background removal would do.
     """
     return TrainConfig(
         model="lgm-mini",
@@ -50,10 +50,10 @@ def lgm_mini() -> TrainConfig:
         optimizer=OptimizerConfig(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05, grad_clip=1.0),
         schedule=ScheduleConfig(kind="cosine", warmup_steps=500, final_fraction=0.01),
         sampling=SamplingConfig(
-            num_inputs=4, target_views=5, input_targets=1, realistic_weight=3.0, family_exponent=0.5
+            num_inputs=4, target_views=8, input_targets=2, realistic_weight=3.0, family_exponent=0.5
         ),
         augment=AugmentConfig(
-            color_probability=0.7, edge_probability=0.3, noise=0.02, blur_probability=0.2, grey_probability=0.05
+            color_probability=0.5, edge_probability=0.15, noise=0.01, blur_probability=0.1, grey_probability=0.05
         ),
     )
 

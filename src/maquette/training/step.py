@@ -123,8 +123,11 @@ class StepRunner:
         self.bad_streak = torch.zeros((), device=self.device)
         self._generator = torch.Generator(device=self.device)
 
-    def run(self, step: int) -> ObjectiveResult:
-        """Runs step `step` (0-based) and returns the result of its last forward pass."""
+    def run(self, step: int, position: int | None = None) -> ObjectiveResult:
+        """Runs step `step` (0-based) and returns the result of its last forward pass.
+
+        `position` is the step at which the schedule is, when that runs ahead.
+        """
         config = self._config
         seed = step_seed(config.seed, step, self._rank)
         self._generator.manual_seed(seed)
@@ -138,7 +141,7 @@ class StepRunner:
                 # A loss that is not finite makes every gradient NaN, in every process, and so skips the step.
                 factor = torch.where(torch.isfinite(result.loss.detach()), 1.0 / config.accumulation, torch.nan)
                 self._backward(result.loss * factor)
-        values = schedule_at(config.schedule, step, config.steps, config.optimizer.lr)
+        values = schedule_at(config.schedule, step if position is None else position, config.steps, config.optimizer.lr)
         norm, skipped = self.optimizer.step(values)
         self.bad_streak = (self.bad_streak + 1) * skipped
         if self.average is not None:

@@ -1,7 +1,8 @@
 """The training objective of LGM.
 
 Source: LGM (Tang et al., ECCV 2024), section 3.4: MSE of colour and alpha plus LPIPS on rendered views. Without LPIPS
-weights, multi-scale SSIM takes the place of LPIPS.
+weights, multi-scale SSIM takes the place of LPIPS. Ours, where the data has depth: every Gaussian that grows from a
+pixel of the object belongs on the surface seen there, and is opaque.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from maquette.gaussians import Gaussians
 from maquette.models.lgm.augment import random_grid_distortion, random_orbit_jitter
 from maquette.models.lgm.inputs import network_inputs, normalize_poses, resize_images, select_cameras
 from maquette.models.lgm.params import LGMParams
+from maquette.nn.depth import pool_depths
 from maquette.nn.lpips import LPIPS
 from maquette.nn.objective import ObjectiveResult
 from maquette.nn.ssim import multi_scale_ssim
@@ -25,6 +27,8 @@ from maquette.raster import render_gaussians
 from maquette.views import Views
 
 _LPIPS_SIZE = 256
+_DEPTH_BETA = 0.02
+"""Below this error the depth term is quadratic, world units."""
 
 
 class LGMObjective:
@@ -53,13 +57,13 @@ class LGMObjective:
 
         Args:
             network: maps `[B, 4, 9, H, W]` to Gaussians `[B, N]`.
-            inputs: the input views, `[B, 4]`.
+            inputs: the input views, `[B, 4]`; with depths for presets whose `needs_depth` is true.
             targets: the supervised views, `[B, V]`.
             generator: source of the augmentations; may live on another device than the views.
             training: whether to augment.
 
         Raises:
-            InvalidInputError: not four input views.
+            InvalidInputError: not four input views, or no depths in training where the preset needs them.
         """
         params = self.params
         if inputs.num_views != params.num_input_views or inputs.images.ndim != 5:
@@ -67,17 +71,29 @@ class LGMObjective:
             raise InvalidInputError(
                 f"{params.name} trains on inputs [B, {params.num_input_views}, 4, H, W], got {shape}"
             )
+        if training and params.needs_depth and inputs.depths is None:
+            raise InvalidInputError(
+                f"{params.name} learns from true depth and the input views have none: render the data without "
+                "--no-geometry, or set lambda_depth and lambda_opacity to 0"
+            )
         input_cameras, target_cameras = inputs.cameras, targets.cameras
         if params.normalize_poses:
             front = select_cameras(input_cameras, slice(0, 1))
             target_cameras = normalize_poses(target_cameras, front, params.camera_radius)
             input_cameras = normalize_poses(input_cameras, front, params.camera_radius)
         images = resize_images(inputs.composited(), params.input_size)
+        seen_images, seen_cameras = images, input_cameras
         if training:
-            images, input_cameras = self._augmented(images, input_cameras, generator)
-        gaussians = network(network_inputs(images, input_cameras, params.input_size))
+            seen_images, seen_cameras = self._augmented(images, input_cameras, generator)
+        gaussians = network(network_inputs(seen_images, seen_cameras, params.input_size))
         backgrounds = self._backgrounds(targets, generator if training else None)
-        return self._compare(gaussians, targets, target_cameras, backgrounds)
+        extra: dict[str, Tensor] = {}
+        if params.needs_depth and inputs.depths is not None:
+            unchanged = (seen_images == images).flatten(2).all(-1)
+            unchanged &= (seen_cameras.world_to_camera == input_cameras.world_to_camera).flatten(2).all(-1)
+            alpha = inputs.images[:, :, 3].float()
+            extra = surface_terms(gaussians, input_cameras, inputs.depths.float(), alpha, unchanged, params.splat_size)
+        return self._compare(gaussians, targets, target_cameras, backgrounds, extra)
 
     def _augmented(self, images: Tensor, cameras: Cameras, generator: torch.Generator) -> tuple[Tensor, Cameras]:
         """Augments all input views but the first."""
@@ -102,7 +118,10 @@ class LGMObjective:
             white = torch.where(drawn[..., 3:] < self.params.random_background_prob, drawn[..., :3], white)
         return white.expand(-1, targets.num_views, -1)
 
-    def _compare(self, gaussians: Gaussians, targets: Views, cameras: Cameras, backgrounds: Tensor) -> ObjectiveResult:
+    def _compare(
+        self, gaussians: Gaussians, targets: Views, cameras: Cameras, backgrounds: Tensor, extra: dict[str, Tensor]
+    ) -> ObjectiveResult:
+        """The result on the target views; `extra` are the surface terms, or empty."""
         size = self.params.output_size
         alpha = targets.images[:, :, 3:].float()
         color = targets.images[:, :, :3].float() * alpha + backgrounds[..., None, None] * (1 - alpha)
@@ -121,6 +140,9 @@ class LGMObjective:
         elif self.params.lambda_ssim > 0:
             metrics["ms_ssim"] = multi_scale_ssim(predicted, color).mean()
             loss = loss + self.params.lambda_ssim * (1 - metrics["ms_ssim"])
+        if extra:
+            metrics |= extra
+            loss = loss + self.params.lambda_depth * extra["depth"] + self.params.lambda_opacity * extra["transparency"]
         metrics["loss"] = loss
         shown = slice(0, self.max_pictures)
         return ObjectiveResult(
@@ -135,3 +157,35 @@ class LGMObjective:
         resized = [resize_images(image, _LPIPS_SIZE).flatten(0, 1) * 2 - 1 for image in (reference, predicted)]
         distances: Tensor = lpips(*resized)
         return distances.mean()
+
+
+def surface_terms(
+    gaussians: Gaussians, cameras: Cameras, depths: Tensor, alpha: Tensor, valid: Tensor, grid: int
+) -> dict[str, Tensor]:
+    """How far the Gaussians of surely covered cells are from the surface, and how transparent they are.
+
+    A cell counts when all its pixels are more than half covered and show one surface.
+
+    Args:
+        gaussians: one per view and cell, `[B, V * grid * grid]`.
+        cameras: the true cameras of the input views, `[B, V]`.
+        depths: true z, 0 where there is none, `[B, V, H, W]`.
+        alpha: of the input pictures, `[B, V, H, W]`.
+        valid: views that count (those the network saw unchanged), `[B, V]`.
+        grid: side of the output grid.
+
+    Returns:
+        "depth": mean smooth L1 distance along z, world units; "transparency": mean of 1 - opacity. Both 0 when no
+        cell counts.
+    """
+    batch, views = valid.shape
+    truth = pool_depths(depths, grid)  # [B, V, grid, grid]
+    covered = -F.adaptive_max_pool2d(-alpha, grid) > 0.5
+    counts = ((truth > 0) & covered & valid[..., None, None]).flatten(2).float()  # [B, V, cells]
+    total = counts.sum().clamp_min(1.0)
+    forward = cameras.world_to_camera[:, :, 2].to(gaussians.means.dtype)  # [B, V, 4]
+    means = gaussians.means.reshape(batch, views, grid * grid, 3)
+    z = (means * forward[:, :, None, :3]).sum(-1) + forward[:, :, None, 3]
+    distance = F.smooth_l1_loss(z, truth.flatten(2), beta=_DEPTH_BETA, reduction="none")
+    opacities = gaussians.opacities.reshape(batch, views, grid * grid)
+    return {"depth": (distance * counts).sum() / total, "transparency": ((1 - opacities) * counts).sum() / total}
