@@ -168,7 +168,7 @@ def test_missing_files_and_unpublished_models(hub: MockHub, model: HubFile) -> N
     missing = dataclasses.replace(model, revision="f" * 40)
     with pytest.raises(DownloadError, match="404"):
         download(missing, by_hand="", endpoint=hub.address)
-    with pytest.raises(InvalidInputError, match=r"no weights of lgm-tiny are published.*Published: lgm-big"):
+    with pytest.raises(InvalidInputError, match=r"nothing to pull for lgm-tiny: none are published.*Published: lgm-big"):
         registry.pull("lgm-tiny")
 
 

@@ -152,11 +152,13 @@ class Cameras:
             height, width: image size in pixels.
             target: the point, in the world.
         """
-        if radius <= 0:
+        if not 0 < radius < math.inf:
             raise InvalidInputError(f"radius must be > 0, got {radius}")
         azimuth = torch.as_tensor(azimuths_deg, dtype=torch.float64).reshape(-1).deg2rad()
         elevation = torch.as_tensor(elevations_deg, dtype=torch.float64).reshape(-1).deg2rad().expand_as(azimuth)
-        if bool((elevation.abs() > math.pi / 2 + 1e-9).any()):
+        if not bool(azimuth.isfinite().all()):
+            raise InvalidInputError(f"azimuths_deg must be finite numbers, got {azimuths_deg}")
+        if not bool((elevation.abs() <= math.pi / 2 + 1e-9).all()):
             raise InvalidInputError(f"elevations_deg must lie in [-90, 90], got {elevations_deg}")
         cos_e, sin_e, cos_a, sin_a = elevation.cos(), elevation.sin(), azimuth.cos(), azimuth.sin()
         zero = torch.zeros_like(azimuth)

@@ -25,7 +25,6 @@ _OPTIONAL = {
     "av": "turntable videos (pip install av)",
     "trimesh": "mesh files other than .glb (pip install trimesh)",
     "skimage": "meshes from Gaussians (pip install scikit-image)",
-    "huggingface_hub": "maquette models pull (pip install huggingface_hub)",
 }
 
 

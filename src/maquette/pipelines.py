@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from torch import Tensor
 import maquette
 from maquette.cameras import Cameras
 from maquette.contact_sheet import SheetRow, contact_sheet
+from maquette.device import choose_device
 from maquette.errors import InvalidInputError, UnsupportedError
 from maquette.gaussians import Gaussians
 from maquette.io import (
@@ -122,19 +124,20 @@ def generate(
 
     Raises:
         InvalidInputError: the pictures or cameras do not fit (see `prepare_views`), or an argument is not valid.
+        UnsupportedError: this machine has no such GPU.
         FileFormatError: the folder cannot be read.
         WeightsError: the model's weights are missing or broken.
     """
     formats = _checked_formats(formats)
     name = _checked_name(name if name is not None else _default_name(views))
-    folder = _output_folder(output)
+    folder, place = _output_folder(output), choose_device(device)
     stages = _Stages(progress)
     with stages.run("read"):
         given = _picked(views, pick) if isinstance(views, Views) else read_views(views, frames=pick)
     with stages.run("prepare"):
         prepared = prepare_views(given)
     with stages.run("load model"):
-        reconstruct = _load(model, device)
+        reconstruct = _load(model, place)
     with stages.run("reconstruct"):
         gaussians = _reconstruct(reconstruct, prepared.views)
     files = {}
@@ -203,10 +206,11 @@ def render_file(
         progress: told about every stage.
 
     Raises:
-        InvalidInputError: the target's suffix is not known.
+        InvalidInputError: the target's suffix or the device is not known.
+        UnsupportedError: this machine has no such GPU.
         FileFormatError: the source cannot be read.
     """
-    path, turntable = Path(target), turntable or Turntable()
+    path, turntable, place = Path(target), turntable or Turntable(), choose_device(device)
     suffix = path.suffix.lower()
     if suffix not in (".mp4", *IMAGE_SUFFIXES):
         raise InvalidInputError(
@@ -215,7 +219,7 @@ def render_file(
     stages = _Stages(progress)
     with stages.run("read"):
         asset = read_asset(source)
-        asset = (fitted(asset) if fit else asset).to(_device(device))
+        asset = (fitted(asset) if fit else asset).to(place)
     with stages.run("render") as step:
         if suffix == ".mp4":
             write_video(path, render_turntable(asset, turntable, lighting=lighting, progress=step), fps=turntable.fps)
@@ -270,18 +274,6 @@ def _write_mesh_of(path: Path, gaussians: Gaussians) -> None:
     write_mesh(path, gaussians_to_mesh(gaussians, level=MESH_LEVEL))
 
 
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise InvalidInputError(f"unknown device {device!r}; valid: cpu, cuda, cuda:N") from error
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise UnsupportedError(f"this machine has no GPU {chosen}; use --device cpu, or see: maquette doctor")
-    return chosen
-
-
 def _picked(views: Views, pick: Sequence[int] | None) -> Views:
     if pick is None:
         return views
@@ -292,10 +284,10 @@ def _picked(views: Views, pick: Sequence[int] | None) -> Views:
     return Views(views.images[index], views.cameras[index])
 
 
-def _load(model: str | Path | Reconstruct, device: str | torch.device | None) -> Reconstruct:
+def _load(model: str | Path | Reconstruct, device: torch.device) -> Reconstruct:
     if not isinstance(model, (str, Path)):
         return model
-    loaded: Reconstruct = maquette.load(model, device=_device(device))
+    loaded: Reconstruct = maquette.load(model, device=device)
     return loaded
 
 
@@ -358,7 +350,11 @@ def _checked_name(name: str) -> str:
 
 
 def _output_folder(output: str | Path) -> Path:
+    """The folder, which need not exist, after checking that it can be written: before minutes of work, not after."""
     folder = Path(output)
-    if folder.exists() and not folder.is_dir():
-        raise InvalidInputError(f"the output {folder} is a file; give a folder")
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
+    if not existing.is_dir():
+        raise InvalidInputError(f"the output {folder} cannot be made: {existing} is not a folder; give another folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InvalidInputError(f"the output {folder} cannot be made: {existing} is not writable; give another folder")
     return folder

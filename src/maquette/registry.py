@@ -154,6 +154,7 @@ def load_network(
     """
     import torch
 
+    from maquette.device import choose_device
     from maquette.models.lgm.network import LGM
 
     entry = get_entry(name)
@@ -164,7 +165,7 @@ def load_network(
     params = entry.params
     if metadata.get("rotation_axis") == "gaussians":
         params = dataclasses.replace(params, rotation_axis="gaussians")
-    target = torch.device(device if device is not None else "cpu")
+    target = choose_device(device if device is not None else "cpu")
     with torch.random.fork_rng(devices=[]):  # building draws numbers that are thrown away
         network = LGM(params)
     load_strictly(network, state, source)
@@ -190,12 +191,10 @@ def load(
         InvalidInputError: neither a model nor a file.
         WeightsError: the weights are missing, broken or do not fit.
     """
-    import torch
-
+    from maquette.device import choose_device
     from maquette.models.lgm.reconstructor import LGMReconstructor
 
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device(device)
     text = str(name_or_path)
     if text in MODELS:
         return LGMReconstructor(load_network(text, None, device, dtype))
@@ -231,7 +230,7 @@ def pull(name: str, *, endpoint: str | None = None, progress: Callable[[int, int
     if entry.hub_file is None:
         published = [other.name for other in MODELS.values() if other.hub_file is not None]
         raise InvalidInputError(
-            f"no weights of {name} are published: {entry.how_to_get}. Published: {', '.join(published)}"
+            f"there is nothing to pull for {name}: {entry.how_to_get}. Published: {', '.join(published)}"
         )
     file = entry.hub_file
     by_hand = f"Without a network: {entry.by_hand}"

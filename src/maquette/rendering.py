@@ -26,6 +26,8 @@ _Renderer = Callable[[Cameras], Tensor]
 _SUPERSAMPLE = 2
 _SEEN_OPACITY = 0.05
 _PIXELS_PER_CHUNK = 4 * 512 * 512
+_MAX_IMAGE_SIZE = 8192
+_MAX_TURNTABLE_PIXELS = 2**29
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Turntable:
     Attributes:
         num_frames: frames of one turn, >= 1.
         fps: frames per second of the video, >= 1.
-        image_size: height and width in pixels, >= 1.
+        image_size: height and width in pixels, 1 to 8192; all frames together at most 2^29 pixels (6 GiB of memory).
         elevation_deg: height of the camera, in [-90, 90].
         radius: distance of the camera, > 0.
         fov_deg: vertical field of view in degrees, in (0, 180).
@@ -51,8 +53,14 @@ class Turntable:
     def __post_init__(self) -> None:
         if self.num_frames < 1 or self.fps < 1:
             raise InvalidInputError(f"frames and fps must be >= 1, got {self.num_frames} and {self.fps}")
-        if self.image_size < 1:
-            raise InvalidInputError(f"image_size must be >= 1, got {self.image_size}")
+        if not 1 <= self.image_size <= _MAX_IMAGE_SIZE:
+            raise InvalidInputError(f"image_size must be 1 to {_MAX_IMAGE_SIZE} pixels, got {self.image_size}")
+        if self.num_frames * self.image_size**2 > _MAX_TURNTABLE_PIXELS:
+            most = _MAX_TURNTABLE_PIXELS // self.image_size**2
+            raise InvalidInputError(
+                f"{self.num_frames} frames of {self.image_size} x {self.image_size} pixels are too many to hold in "
+                f"memory: at most {most} of this size, or choose smaller ones"
+            )
 
     def cameras(self) -> Cameras:
         """The cameras of one turn, `[num_frames]`, azimuth growing from 0."""

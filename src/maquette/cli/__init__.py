@@ -63,11 +63,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
-    except (MaquetteError, OSError) as error:
+    except Exception as error:
+        message = _message(error)
+        if message is None:
+            raise
         if debug:
             traceback.print_exc()
-        print(f"maquette: {error}", file=sys.stderr)
+        print(f"maquette: {message}", file=sys.stderr)
         return EXIT_ERROR
+
+
+def _message(error: Exception) -> str | None:
+    """What to tell the user; None for an error that nobody foresaw."""
+    if isinstance(error, MaquetteError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # the latter is torch's
+        reason = str(error).split("\n")[0]
+        return f"not enough memory ({reason}): choose a smaller size or batch, or --device cpu if the GPU is full"
+    return None
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -50,10 +50,11 @@ def run(args: Args) -> int:
     import torch
     from tqdm import tqdm
 
+    from maquette.device import choose_device
     from maquette.evaluation.protocol import ORBIT4_NOVEL8, evaluate
     from maquette.evaluation.report import file_sha256, markdown_table, write_report, write_sheet
 
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = choose_device(args.device)
     dataset = _load_dataset(args)
     reconstruct, weights_file = _load_model(args, device)
     batch_size = args.batch_size or (8 if device.type == "cuda" else 1)

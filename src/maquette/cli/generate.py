@@ -23,7 +23,8 @@ class Args:
     model: Annotated[str, arg(metavar="NAME|FILE")] = "lgm-mini"
     """Name of a model (see: maquette models list) or a .safetensors file."""
     formats: Annotated[str, arg(metavar="LIST")] = "ply,splat,glb,mp4,png"
-    """What to write: ply, splat (Gaussians), glb (mesh), mp4 (turntable), png (contact sheet)."""
+    """What to write, with commas and without spaces: ply, splat (Gaussians), glb (mesh), mp4 (turntable), png (contact
+    sheet)."""
     pick: Annotated[str | None, arg(metavar="LIST")] = None
     """Positions in transforms.json of the four frames to use, such as 0,3,6,9, when there are more than four."""
     name: Annotated[str | None, arg(metavar="NAME")] = None

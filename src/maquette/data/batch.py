@@ -24,7 +24,8 @@ from maquette.data.contact_sheet import write_contact_sheet
 from maquette.data.layout import ObjectInfo, read_index, write_index
 from maquette.data.plans import RenderOptions
 from maquette.data.render import render_variants, write_object
-from maquette.errors import InvalidInputError, UnsupportedError
+from maquette.device import choose_device
+from maquette.errors import InvalidInputError
 from maquette.io.atomic import atomic_write_text
 
 Progress = Callable[[int, int, int], None]
@@ -82,11 +83,11 @@ def render_set(
         progress: called after every object.
 
     Raises:
-        InvalidInputError: the folder holds a data set with other options, or nothing to render.
-        UnsupportedError: the device is not there.
+        InvalidInputError: the folder holds a data set with other options, nothing to render, or no such kind of device.
+        UnsupportedError: this machine has no such GPU.
     """
     started = time.monotonic()
-    place, root = choose_device(device), Path(output)
+    place, root = str(choose_device(device)), Path(output)
     count = workers if workers is not None else os.cpu_count() or 1
     if count < 1:
         raise InvalidInputError(f"workers must be >= 1, got {count}")
@@ -113,25 +114,6 @@ def render_set(
             record.save()
         write_contact_sheet(root / "contact.png", dict(sorted(record.pictures.items())))
     return RenderReport(record.rendered, skipped, len(record.failures), time.monotonic() - started)
-
-
-def choose_device(name: str) -> str:
-    """Resolves "auto" and checks that the device exists.
-
-    Raises:
-        UnsupportedError: there is no such device.
-    """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(name).type
-    except RuntimeError as error:
-        raise InvalidInputError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from error
-    if kind not in ("cpu", "cuda"):
-        raise UnsupportedError(f"meshes are rendered on cpu or cuda, not on {name!r}")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UnsupportedError("no CUDA device is visible to torch: use --device cpu, or run `maquette doctor`")
-    return name
 
 
 class _Record:

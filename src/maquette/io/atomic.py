@@ -15,9 +15,17 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
     When the body raises, the temporary file is removed and `path` stays as it was. Missing parent folders are
     created.
+
+    Raises:
+        NotADirectoryError: a parent of `path` is a file.
+        OSError: the disk is full or not writable.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        existing = next(folder for folder in target.absolute().parents if folder.exists())
+        raise NotADirectoryError(f"{target} cannot be written: {existing} is not a folder") from error
     handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=target.suffix, dir=target.parent)
     os.close(handle)
     temporary = Path(name)
@@ -27,6 +35,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             os.fsync(stream.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(target)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:  # a full disk: the write knows no name
+            raise OSError(error.errno, error.strerror, str(target)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -96,7 +96,7 @@ def _read_json(folder: str | Path) -> tuple[Path, dict[str, Any]]:
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder (expected pictures and {FILE_NAME})")
     if not path.exists():
-        pictures = sum(p.suffix.lower() in IMAGE_SUFFIXES for p in root.iterdir())
+        pictures = sum(p.suffix.lower() in IMAGE_SUFFIXES for pattern in ("*", "*/*") for p in root.glob(pattern))
         raise FileFormatError(
             f"{root}: the camera file {path.name} is missing ({pictures} pictures found); "
             "it must list the frames with file_path and transform_matrix, and fl_x or camera_angle_x"

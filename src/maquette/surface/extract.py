@@ -18,6 +18,8 @@ from maquette.surface.density import DensityGrid, Floats, splat_density
 _SH_C0 = 0.28209479177387814
 _MIN_OPACITY = 0.02
 """Fainter Gaussians are left out: a feed-forward network parks the ones it does not need at low opacity."""
+_MAX_COORDINATE = 1e12
+"""Larger values overflow when they are squared."""
 _MIN_DENSITY = 0.05
 """A scene whose typical density is below is fog."""
 _CLOSING_SHARES = (1 / 80, 1 / 40, 1 / 20, 1 / 12)
@@ -90,10 +92,11 @@ def _visible(gaussians: Gaussians) -> tuple[Floats, Floats, Floats, Floats]:
     plain = gaussians.detach().to("cpu").to(torch.float32)
     colors = plain.colors if plain.sh_degree is None else plain.colors[:, 0] * _SH_C0 + 0.5
     stacked = torch.cat([plain.means, plain.quats, plain.scales, plain.opacities[:, None], colors], dim=1)
-    keep = torch.isfinite(stacked).all(dim=1) & (plain.opacities >= _MIN_OPACITY)
+    keep = (stacked.abs() < _MAX_COORDINATE).all(dim=1) & (plain.opacities >= _MIN_OPACITY)
     if not bool(keep.any()):
         raise InvalidInputError(
-            f"no surface: none of {plain.num_gaussians:,} Gaussians is finite with an opacity of {_MIN_OPACITY} or more"
+            f"no surface: none of {plain.num_gaussians:,} Gaussians has an opacity of {_MIN_OPACITY} or more and "
+            f"finite values below {_MAX_COORDINATE:g}"
         )
     keep &= _not_stray(plain.means, plain.scales, keep)
     if not bool(keep.any()):
