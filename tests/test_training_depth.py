@@ -230,6 +230,8 @@ def test_presets_scale_and_keep_their_weights() -> None:
     assert isinstance(task.network, LGM) and task.network.params == half
     assert (task.target_size, task.needs_depth) == (128, True)
     assert not build_task(dataclasses.replace(config, use_depth=False)).needs_depth
+    weak = build_task(dataclasses.replace(config, lambda_depth=0.1)).objective
+    assert isinstance(weak, LGMObjective) and weak.params.lambda_depth == 0.1
 
 
 def test_clock_follows_the_larger_share(monkeypatch: pytest.MonkeyPatch) -> None:

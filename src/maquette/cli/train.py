@@ -60,6 +60,8 @@ class Args:
     Continue at full size with --init-from."""
     use_depth: bool = True
     """Learn from true depth, where the model does; --no-use-depth trains on data rendered with --no-geometry."""
+    lambda_depth: float | None = None
+    """Weight of the depth term in the loss; by default the model's."""
     schedule_seconds: float | None = None
     """Training time after which the run is over, all calls together: the learning rate follows the clock (or the
     steps, whichever is further). Such a run cannot be repeated bit for bit."""
@@ -132,6 +134,7 @@ def make_config(args: Args) -> TrainConfig:
         ema_decay=args.ema_decay,
         target_size=args.target_size,
         input_size=args.input_size,
+        lambda_depth=args.lambda_depth,
         schedule_seconds=args.schedule_seconds,
         use_depth=args.use_depth and recipe.use_depth,
         seed=args.seed,

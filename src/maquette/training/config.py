@@ -100,6 +100,7 @@ class TrainConfig:
         input_size: side of the square input pictures, px; None: the model's. The model's output grid and its rendered
             pictures scale with it.
         use_depth: whether a model that can learn from true depth does; the data needs geometry then.
+        lambda_depth: weight of the depth term, >= 0; None: the model's.
         schedule_seconds: None, or the training time in seconds after which the run is over: the learning rate then
             follows the larger share of `steps` and of this time. A run that depends on the clock cannot be repeated
             exactly, nor continued exactly as without an interruption.
@@ -117,6 +118,7 @@ class TrainConfig:
     target_size: int | None = None
     input_size: int | None = None
     use_depth: bool = True
+    lambda_depth: float | None = None
     schedule_seconds: float | None = None
     max_bad_steps: int = 50
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -135,6 +137,7 @@ class TrainConfig:
             ("target_size", self.target_size if self.target_size is not None else 16, 16),
             ("input_size", self.input_size if self.input_size is not None else 16, 16),
             ("schedule_seconds", self.schedule_seconds if self.schedule_seconds is not None else 1, 1),
+            ("lambda_depth", self.lambda_depth if self.lambda_depth is not None else 0, 0),
             ("sampling.num_inputs", sampling.num_inputs, 1),
             ("sampling.target_views", sampling.target_views, 1),
             ("sampling.input_targets", sampling.input_targets, 0),

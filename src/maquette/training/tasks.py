@@ -48,6 +48,8 @@ def build_task(config: TrainConfig) -> Task:
             network.params = params
         if config.target_size is not None:
             params = dataclasses.replace(params, output_size=config.target_size)
+        if config.lambda_depth is not None:
+            params = dataclasses.replace(params, lambda_depth=config.lambda_depth)
         if not config.use_depth:
             params = dataclasses.replace(params, lambda_depth=0.0, lambda_opacity=0.0)
         target_size = params.output_size if config.input_size is not None else None
