@@ -19,8 +19,10 @@ from maquette.errors import InvalidInputError, UnsupportedError
 from maquette.io import read_gaussians, write_gaussians
 from maquette.io.atomic import atomic_write_bytes
 from maquette.pipelines import generate, render_file
-from maquette.rendering import Turntable
+from maquette.preparation import prepare_views
+from maquette.rendering import Turntable, render
 from maquette.surface import gaussians_to_mesh
+from maquette.views import Views
 from pipeline_scenes import ball_of_gaussians
 
 
@@ -60,6 +62,23 @@ def test_cameras_need_numbers() -> None:
     for radius in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(InvalidInputError, match="radius must be > 0"):
             Cameras.orbit([0.0], radius=radius)
+
+
+def test_arguments_of_python_calls(tmp_path: Path) -> None:
+    ball, cameras = ball_of_gaussians(), Cameras.orbit([0.0], height=16, width=16)
+    with pytest.raises(InvalidInputError, match="'sun'; valid: studio, unlit"):
+        render(ball, cameras, lighting="sun")
+    with pytest.raises(InvalidInputError, match=r"three numbers 0\.\.1.*'white'"):
+        render(ball, cameras, background="white")
+    ring = Cameras.orbit([0.0, 90.0, 180.0, 270.0], height=16, width=16)
+    for images, found in (
+        (torch.rand(4, 4, 16, 16) * 255, "0..1, these have"),
+        (torch.full((4, 4, 16, 16), math.nan), "nan"),
+    ):
+        with pytest.raises(InvalidInputError, match=found):
+            prepare_views(Views(images, ring))
+    with pytest.raises(InvalidInputError, match="'glx'; valid: ply"):
+        generate(tmp_path, tmp_path, formats="ply,glx")
 
 
 def test_videos_fit_into_memory() -> None:

@@ -15,10 +15,11 @@ import torch
 from lgm_goldens import GOLDEN_MINI
 from maquette import registry
 from maquette.cli import main
+from maquette.convert_checkpoint import import_checkpoint, pull
 from maquette.errors import DownloadError, InvalidInputError
 from maquette.hub import HubFile, download, download_folder
 from maquette.models.lgm.network import LGM
-from maquette.weights import read_metadata, stored_file, write_weights
+from maquette.weights import read_metadata, read_weights, stored_file, write_weights
 
 NAME = "test-lgm"
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -161,18 +162,39 @@ def test_another_file_under_the_name_is_refused(hub: MockHub, model: HubFile) ->
 
 def test_without_a_network_the_error_says_how_to_do_it_by_hand() -> None:
     with pytest.raises(DownloadError, match=r"refused.*maquette models import weights\.safetensors --model"):
-        registry.pull(NAME, endpoint="http://127.0.0.1:9")
+        pull(NAME, endpoint="http://127.0.0.1:9")
 
 
 def test_missing_files_and_unpublished_models(hub: MockHub, model: HubFile) -> None:
     missing = dataclasses.replace(model, revision="f" * 40)
     with pytest.raises(DownloadError, match="404"):
         download(missing, by_hand="", endpoint=hub.address)
-    with pytest.raises(InvalidInputError, match=r"nothing to pull for lgm-tiny: none are published.*Published: lgm-big"):
-        registry.pull("lgm-tiny")
+    with pytest.raises(
+        InvalidInputError, match=r"nothing to pull for lgm-tiny: none are published.*Published: lgm-big"
+    ):
+        pull("lgm-tiny")
 
 
 def test_a_full_disk_is_noticed_before_the_download(hub: MockHub, model: HubFile) -> None:
     with pytest.raises(DownloadError, match="MAQUETTE_CACHE"):
         download(dataclasses.replace(model, size_bytes=10**18), by_hand="", endpoint=hub.address)
     assert hub.ranges == []
+
+
+def test_files_fetched_by_hand_are_compared_with_the_published_one(
+    tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model_name = "model_fp16.safetensors"  # the name alone would mean weights with the old rotation
+    official = tmp_path / model_name
+    official.write_bytes(content)
+    metadata = read_metadata(import_checkpoint(official, NAME))
+    assert metadata["sha256"] == hashlib.sha256(content).hexdigest() and metadata["rotation_axis"] == "last"
+    other = tmp_path / "tuned.safetensors"
+    other.write_bytes(content)
+    write_weights(other, {name: value + 1 for name, value in read_weights(other)[0].items()}, {})
+    assert main(["models", "import", str(other), "--model", NAME]) == 0
+    shown = capsys.readouterr()
+    assert shown.err.startswith(
+        "warning: tuned.safetensors fits test-lgm, but is not the published weights.safetensors"
+    )
+    assert "sha256" not in read_metadata(stored_file(NAME)) and "written" in shown.out

@@ -66,6 +66,61 @@ def test_no_unfinished_work_in_the_sources() -> None:
     assert not found
 
 
+FLOORS = (
+    {"errors", "cache"},
+    {"device", "cameras", "gaussians", "mesh", "resampling"},
+    {"views", "orbit_camera"},
+    {"io", "contact_sheet"},
+    {"raster", "nn", "weights", "preparation"},
+    {"hub", "models", "surface", "data"},
+    {"registry", "rendering"},
+    {"convert_checkpoint", "doctor", "pipelines", "training", "evaluation"},
+    {"cli"},
+    {"__main__"},
+)
+"""Rooms from the ground up: each imports from floors below and from itself, not from its neighbours.
+
+Modules `bench*` measure their room against others: they stand just below the command line, and only it imports them.
+"""
+
+
+def _imports(path: Path) -> set[str]:
+    """Full names of what a file of maquette imports from maquette, types for checking included."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in names if name.startswith("maquette.")}
+
+
+def test_nothing_imports_upwards() -> None:
+    package = ROOT / "src" / "maquette"
+    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    found = {p.stem for p in package.glob("*.py")} | {p.parent.name for p in package.glob("*/__init__.py")}
+    assert found - {"__init__"} == set(floor), "name the new room in FLOORS and in docs/architecture.md"
+    wrong = []
+    for path in package.rglob("*.py"):
+        parts = path.relative_to(package).with_suffix("").parts
+        if parts == ("__init__",):  # the front door: it loads everything on demand
+            continue
+        bench_floor = floor["cli"] - 0.5
+        mine = bench_floor if parts[-1].startswith("bench") else floor[parts[0]]
+        for name in _imports(path):
+            _, room, *rest = name.split(".")
+            if any(part.startswith("bench") for part in rest[:1]):
+                allowed = mine >= bench_floor
+            elif room == parts[0]:
+                allowed = room != "models" or rest[0] == parts[1]  # families do not know each other
+            else:
+                allowed = room not in floor or floor[room] < mine  # names of the front door are open to all
+            if not allowed:
+                wrong.append(f"{'/'.join(parts)} imports {name}")
+    assert not wrong
+
+
 def test_importing_maquette_is_light() -> None:
     code = (
         "import sys, maquette; print(sorted(m for m in ('torch', 'numpy', 'tyro') if m in sys.modules), dir(maquette))"

@@ -1,4 +1,4 @@
-"""Foreign checkpoints (.ckpt, .pt, .pth, .bin, .safetensors) to our weight files.
+"""Weights from elsewhere to our weight files: foreign checkpoints, and the published ones of the hub.
 
 The only module that opens pickled files, and only with `weights_only=True`, which executes no code.
 """
@@ -6,8 +6,9 @@ The only module that opens pickled files, and only with `weights_only=True`, whi
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import torch
 from torch import Tensor
 
 from maquette.errors import FileFormatError, InvalidInputError, WeightsError
+from maquette.hub import discard_download, download, mismatch
 from maquette.models.lgm.official import network_state, rotation_axis_of
 from maquette.models.lgm.params import RotationAxis
-from maquette.registry import get_entry
+from maquette.registry import MODELS, ModelEntry, get_entry
 from maquette.weights import check_state, read_weights, stored_file, write_weights
 
 PICKLED_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
@@ -72,9 +74,11 @@ def import_checkpoint(
     *,
     rotation_axis: RotationAxis | None = None,
     destination: str | Path | None = None,
-    facts: Mapping[str, str] | None = None,
 ) -> Path:
     """Converts a checkpoint into the weights of a registered model, after a strict check of names and shapes.
+
+    Where weights of the model are published, the file's SHA-256 is compared with the pinned one: a file that equals it
+    is recorded as the official one whatever its name; another one, perhaps fine-tuned, is taken with a warning.
 
     Args:
         path: see `read_checkpoint`.
@@ -82,7 +86,6 @@ def import_checkpoint(
         rotation_axis: how the checkpoint normalises quaternions; None decides by the file name (see
             `maquette.models.lgm.official.rotation_axis_of`).
         destination: file to write; None takes the model's place in the store.
-        facts: further metadata, such as the origin.
 
     Returns:
         The file written.
@@ -101,6 +104,51 @@ def import_checkpoint(
     if bad:
         raise WeightsError(f"{path} holds values that are not finite, in {', '.join(bad[:3])}")
     target = Path(destination) if destination is not None else stored_file(entry.name)
-    metadata = {"model": entry.name, "rotation_axis": rotation_axis or rotation_axis_of(str(path))}
-    write_weights(target, state, metadata | {"source": Path(path).name, "license": entry.license} | dict(facts or {}))
+    official = _official_facts(entry, path)
+    named = entry.hub_file.filename if entry.hub_file is not None and official else str(path)
+    metadata = {"model": entry.name, "rotation_axis": rotation_axis or rotation_axis_of(named)}
+    write_weights(target, state, metadata | {"source": Path(path).name, "license": entry.license} | official)
     return target
+
+
+def _official_facts(entry: ModelEntry, path: str | Path) -> dict[str, str]:
+    """Origin and checksum if the file is the published one of the model; otherwise nothing, and a warning."""
+    published = entry.hub_file
+    if published is None:
+        return {}
+    difference = mismatch(Path(path), published)
+    if difference is None:
+        return {"origin": published.url, "sha256": published.sha256}
+    warnings.warn(
+        f"{Path(path).name} fits {entry.name}, but is not the published {published.filename} ({difference}): fine if "
+        f"you trained it or fine-tuned it; otherwise fetch {published.url}",
+        stacklevel=3,
+    )
+    return {}
+
+
+def pull(name: str, *, endpoint: str | None = None, progress: Callable[[int, int], None] | None = None) -> Path:
+    """Downloads, checks and installs the published weights of a model; returns the file in the store.
+
+    Args:
+        name: registry name.
+        endpoint: address of the hub; None takes `HF_ENDPOINT` or the public one.
+        progress: called with the bytes that are here and their total.
+
+    Raises:
+        InvalidInputError: no such model, or nothing is published for it.
+        DownloadError: the download failed; says how to do it by hand.
+        WeightsError: the file does not fit the network.
+    """
+    entry = get_entry(name)
+    if entry.hub_file is None:
+        published = [other.name for other in MODELS.values() if other.hub_file is not None]
+        raise InvalidInputError(
+            f"there is nothing to pull for {name}: {entry.how_to_get}. Published: {', '.join(published)}"
+        )
+    file = entry.hub_file
+    by_hand = f"Without a network: {entry.by_hand}"
+    downloaded = download(file, by_hand=by_hand, endpoint=endpoint, progress=progress)
+    installed = import_checkpoint(downloaded, name)
+    discard_download(file)
+    return installed

@@ -138,13 +138,14 @@ def mismatch(path: Path, file: HubFile) -> str | None:
     size = path.stat().st_size
     if size != file.size_bytes:
         return f"it has {size:,} bytes instead of {file.size_bytes:,}"
-    digest = hashlib.sha256()
+    found = file_sha256(path)
+    return None if found == file.sha256 else f"its SHA-256 is {found} instead of {file.sha256}"
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file as hexadecimal digits."""
     with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    if digest.hexdigest() != file.sha256:
-        return f"its SHA-256 is {digest.hexdigest()} instead of {file.sha256}"
-    return None
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _check_disk(folder: Path, file: HubFile) -> None:

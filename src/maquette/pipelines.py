@@ -97,7 +97,7 @@ def generate(
     output: str | Path,
     *,
     model: str | Path | Reconstruct = "lgm-mini",
-    formats: Sequence[str] = FORMATS,
+    formats: str | Sequence[str] = FORMATS,
     pick: Sequence[int] | None = None,
     name: str | None = None,
     device: str | torch.device | None = None,
@@ -112,7 +112,7 @@ def generate(
             replaced, each in one step: an interrupted run leaves whole files only.
         model: name of a model (`maquette models list`), a file of its weights, or a function from prepared views
             `[4]` to Gaussians `[N]`.
-        formats: any of `FORMATS`.
+        formats: any of `FORMATS`, as a list or separated by commas.
         pick: positions of the four views to use, when there are more.
         name: of the files; by default that of the folder, or "asset".
         device: where the network and the rasterizer run; by default the GPU if there is one.
@@ -128,7 +128,7 @@ def generate(
         FileFormatError: the folder cannot be read.
         WeightsError: the model's weights are missing or broken.
     """
-    formats = _checked_formats(formats)
+    formats = _checked_formats(formats.split(",") if isinstance(formats, str) else formats)
     name = _checked_name(name if name is not None else _default_name(views))
     folder, place = _output_folder(output), choose_device(device)
     stages = _Stages(progress)

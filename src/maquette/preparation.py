@@ -107,6 +107,11 @@ def check_pictures(views: Views, count: int = 4) -> None:
             f"{count} views are needed (azimuth 0, 90, 180 and 270 degrees around the object), got {views.num_views}: "
             f"{more}; {_SEE}"
         )
+    low, high = float(views.images.amin()), float(views.images.amax())
+    if not (low >= -1e-3 and high <= 1 + 1e-3):  # also when not a number
+        raise InvalidInputError(
+            f"pictures must have values in 0..1, these have {low:g} to {high:g}: divide 8-bit ones by 255"
+        )
     alpha = views.images[:, 3]
     opaque = [index for index in range(count) if float(alpha[index].amin()) > 0.99]
     if opaque:

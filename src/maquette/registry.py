@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,12 +15,8 @@ from maquette.weights import find_weights, load_strictly, read_metadata, read_we
 if TYPE_CHECKING:
     import torch
 
-    from maquette.gaussians import Gaussians
     from maquette.models.lgm.network import LGM
     from maquette.models.lgm.reconstructor import LGMReconstructor
-    from maquette.views import Views
-
-    Reconstruct = Callable[[Views], Gaussians]
 
 
 @dataclass(frozen=True)
@@ -208,34 +203,3 @@ def load(
             f"maquette models import {path} --model NAME"
         )
     return LGMReconstructor(load_network(model, path, device, dtype))
-
-
-def pull(name: str, *, endpoint: str | None = None, progress: Callable[[int, int], None] | None = None) -> Path:
-    """Downloads, checks and installs the published weights of a model; returns the file in the store.
-
-    Args:
-        name: registry name.
-        endpoint: address of the hub; None takes `HF_ENDPOINT` or the public one.
-        progress: called with the bytes that are here and their total.
-
-    Raises:
-        InvalidInputError: no such model, or nothing is published for it.
-        DownloadError: the download failed; says how to do it by hand.
-        WeightsError: the file does not fit the network.
-    """
-    from maquette.convert_checkpoint import import_checkpoint
-    from maquette.hub import discard_download, download
-
-    entry = get_entry(name)
-    if entry.hub_file is None:
-        published = [other.name for other in MODELS.values() if other.hub_file is not None]
-        raise InvalidInputError(
-            f"there is nothing to pull for {name}: {entry.how_to_get}. Published: {', '.join(published)}"
-        )
-    file = entry.hub_file
-    by_hand = f"Without a network: {entry.by_hand}"
-    downloaded = download(file, by_hand=by_hand, endpoint=endpoint, progress=progress)
-    origin = {"origin": file.url, "sha256": file.sha256}
-    installed = import_checkpoint(downloaded, name, facts=origin)
-    discard_download(file)
-    return installed

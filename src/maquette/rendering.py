@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -108,9 +108,11 @@ def render(
         Pictures `[V, 3, H, W]` (`[3, H, W]` for a single camera), 0..1, sRGB-encoded, on the CPU.
 
     Raises:
-        InvalidInputError: the Gaussians or cameras have more batch dimensions.
+        InvalidInputError: the Gaussians or cameras have more batch dimensions, or the lighting is not known.
         FileFormatError: the file cannot be read.
     """
+    if lighting not in get_args(Lighting):
+        raise InvalidInputError(f"unknown lighting {lighting!r}; valid: {', '.join(get_args(Lighting))}")
     if isinstance(asset, (str, Path)):
         asset = read_asset(asset)
     if isinstance(asset, Gaussians) and asset.batch_shape:

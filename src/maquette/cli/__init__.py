@@ -17,9 +17,10 @@ import importlib
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, TextIO
 
 import maquette
 from maquette.errors import MaquetteError
@@ -119,7 +120,24 @@ def _run(prog: str, arguments_type: type, run: Run, rest: list[str]) -> int:
         parsed: Any = tyro.cli(arguments_type, prog=prog, args=rest)
     except SystemExit as stop:  # tyro has printed help (0) or what is wrong with the arguments (2)
         return stop.code if isinstance(stop.code, int) else EXIT_USAGE
-    return run(parsed)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        return run(parsed)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Like `warnings.showwarning`; what the library says to users comes without its place in the sources."""
+    if issubclass(category, UserWarning):
+        print(f"warning: {message}", file=sys.stderr)
+    else:
+        print(warnings.formatwarning(message, category, filename, lineno, line), end="", file=file or sys.stderr)
 
 
 def _overview() -> str:

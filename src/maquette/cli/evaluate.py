@@ -52,7 +52,8 @@ def run(args: Args) -> int:
 
     from maquette.device import choose_device
     from maquette.evaluation.protocol import ORBIT4_NOVEL8, evaluate
-    from maquette.evaluation.report import file_sha256, markdown_table, write_report, write_sheet
+    from maquette.evaluation.report import markdown_table, write_report, write_sheet
+    from maquette.hub import file_sha256
 
     device = choose_device(args.device)
     dataset = _load_dataset(args)

@@ -48,7 +48,7 @@ def run(args: Args) -> int:
         args.views,
         args.output,
         model=args.model,
-        formats=args.formats.split(","),
+        formats=args.formats,
         pick=None if args.pick is None else _integers(args.pick),
         name=args.name,
         device=args.device,

@@ -100,7 +100,8 @@ def run_pull(args: PullArgs) -> int:
     """Downloads weights."""
     from tqdm import tqdm
 
-    from maquette.registry import get_entry, pull
+    from maquette.convert_checkpoint import pull
+    from maquette.registry import get_entry
     from maquette.weights import stored_file
 
     entry = get_entry(args.name)

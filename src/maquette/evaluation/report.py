@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import platform
 import subprocess
@@ -111,12 +110,6 @@ def sheet_objects(objects: tuple[ObjectScores, ...], each: int = 3) -> list[tupl
         chosen[name] = [item for item in items if item.info.id not in seen]
         seen.update(item.info.id for item in items)
     return [(name, item) for name in ("best", "median", "worst") for item in chosen[name]]
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file as hexadecimal digits."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def source_commit() -> str | None:

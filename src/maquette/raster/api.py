@@ -146,7 +146,10 @@ def _batch_and_views(gaussians: Gaussians, cameras: Cameras) -> tuple[int, int]:
 
 def _expand_background(background: Sequence[float] | Tensor, cameras: Cameras, outer: tuple[int, ...]) -> Tensor:
     """The background as `[B, V, 3]` on the cameras' device."""
-    color = torch.as_tensor(background, dtype=cameras.intrinsics.dtype, device=cameras.device).detach()
+    try:
+        color = torch.as_tensor(background, dtype=cameras.intrinsics.dtype, device=cameras.device).detach()
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"background must be three numbers 0..1 or a tensor, got {background!r}") from error
     if tuple(color.shape) not in {(3,), (*outer, 3)}:
         raise InvalidInputError(
             f"background must be three numbers, [3] or {[*outer, 3]} (one per view), got shape {list(color.shape)}"
