@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 import tyro
+from safetensors.torch import load_file, save_file
 
 from maquette.cli.train import Args, make_config, make_options
-from maquette.errors import InvalidInputError
+from maquette.errors import InvalidInputError, WeightsError
 from maquette.models.lgm.network import LGM
 from maquette.models.lgm.objective import LGMObjective
 from maquette.models.lgm.params import LGM_MINI, LGMParams
+from maquette.nn.lpips import LPIPS
 from maquette.training.config import AugmentConfig, OptimizerConfig, SamplingConfig, TrainConfig
 from maquette.training.loop import RunOptions, train
 from maquette.training.recipes import get_recipe
@@ -122,3 +124,14 @@ def test_command_line_surface_is_frozen() -> None:
         "max_seconds", "init_from", "export", "license", "device", "data_device", "compile", "channels_last",
         "save_every", "log_every", "picture_every", "allow_config_change", "quiet", "tensorboard",
     }  # fmt: skip
+
+
+def test_lpips_weights_of_the_user_are_taken(tmp_path: Path) -> None:
+    save_file(LPIPS().state_dict(), tmp_path / "lpips.safetensors")
+    args = tyro.cli(Args, args=["lgm-tiny", "--data", "d", "--lpips", str(tmp_path / "lpips.safetensors")])
+    objective = build_task(make_config(args)).objective
+    assert isinstance(objective, LGMObjective) and objective.lpips is not None
+    loaded = objective.lpips.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in load_file(tmp_path / "lpips.safetensors").items())
+    with pytest.raises(WeightsError, match=r"missing\.safetensors"):
+        build_task(dataclasses.replace(make_config(args), lpips=str(tmp_path / "missing.safetensors")))

@@ -60,6 +60,8 @@ class Args:
     Continue at full size with --init-from."""
     use_depth: bool = True
     """Learn from true depth, where the model does; --no-use-depth trains on data rendered with --no-geometry."""
+    lpips: Annotated[Path | None, arg(metavar="FILE")] = None
+    """LPIPS weights (VGG-16, .safetensors) for the official perceptual term; without them multi-scale SSIM is taken."""
     lambda_depth: float | None = None
     """Weight of the depth term in the loss; by default the model's."""
     schedule_seconds: float | None = None
@@ -134,6 +136,7 @@ def make_config(args: Args) -> TrainConfig:
         ema_decay=args.ema_decay,
         target_size=args.target_size,
         input_size=args.input_size,
+        lpips=None if args.lpips is None else str(args.lpips),
         lambda_depth=args.lambda_depth,
         schedule_seconds=args.schedule_seconds,
         use_depth=args.use_depth and recipe.use_depth,

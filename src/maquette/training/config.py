@@ -100,6 +100,8 @@ class TrainConfig:
         input_size: side of the square input pictures, px; None: the model's. The model's output grid and its rendered
             pictures scale with it.
         use_depth: whether a model that can learn from true depth does; the data needs geometry then.
+        lpips: file of LPIPS weights (.safetensors, published names) for models whose objective has a perceptual term;
+            None takes multi-scale SSIM in its place.
         lambda_depth: weight of the depth term, >= 0; None: the model's.
         schedule_seconds: None, or the training time in seconds after which the run is over: the learning rate then
             follows the larger share of `steps` and of this time. A run that depends on the clock cannot be repeated
@@ -118,6 +120,7 @@ class TrainConfig:
     target_size: int | None = None
     input_size: int | None = None
     use_depth: bool = True
+    lpips: str | None = None
     lambda_depth: float | None = None
     schedule_seconds: float | None = None
     max_bad_steps: int = 50

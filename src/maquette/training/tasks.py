@@ -34,10 +34,12 @@ def build_task(config: TrainConfig) -> Task:
 
     Raises:
         InvalidInputError: no such model (lists the valid names), or it cannot work at `config.input_size`.
+        WeightsError: `config.lpips` names a file that cannot be read or does not fit.
         UnsupportedError: the family has no training objective.
     """
     from maquette.models.lgm.network import LGM
     from maquette.models.lgm.objective import LGMObjective
+    from maquette.nn.lpips import load_lpips
     from maquette.registry import build_network
 
     network = build_network(config.model)
@@ -53,5 +55,6 @@ def build_task(config: TrainConfig) -> Task:
         if not config.use_depth:
             params = dataclasses.replace(params, lambda_depth=0.0, lambda_opacity=0.0)
         target_size = params.output_size if config.input_size is not None else None
-        return Task(network, LGMObjective(params), target_size, params.needs_depth)
+        lpips = None if config.lpips is None else load_lpips(config.lpips)
+        return Task(network, LGMObjective(params, lpips), target_size, params.needs_depth)
     raise UnsupportedError(f"{config.model} cannot be trained: its family has no training objective")

@@ -135,7 +135,7 @@ class LGMObjective:
         loss = mse + mse_alpha
         metrics = {"mse": mse, "mse_alpha": mse_alpha, "psnr": -10 * torch.log10(mse.detach().clamp_min(1e-10))}
         if self.lpips is not None and self.params.lambda_lpips > 0:
-            metrics["lpips"] = self._perceptual(self.lpips, color, predicted)
+            metrics["lpips"] = self._perceptual(self.lpips.to(color.device), color, predicted)
             loss = loss + self.params.lambda_lpips * metrics["lpips"]
         elif self.params.lambda_ssim > 0:
             metrics["ms_ssim"] = multi_scale_ssim(predicted, color).mean()
