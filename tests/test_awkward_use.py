@@ -35,6 +35,13 @@ def test_devices() -> None:
         choose_device("cuda:99")
 
 
+def test_lists_with_spaces_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["generate", "views", "--formats", "ply,", "glb", "--fps", "30"]) == 2
+    assert capsys.readouterr().err.endswith("lists are written with commas and without spaces: --formats ply,glb\n")
+    assert cli.main(["generate", "views", "--nothing"]) == 2
+    assert "commas" not in capsys.readouterr().err
+
+
 def test_the_device_is_checked_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="'tpu'"):
         generate(tmp_path / "absent", tmp_path, device="tpu")

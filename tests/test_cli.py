@@ -145,11 +145,15 @@ def test_surface_is_frozen(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert surface == json.loads(SURFACE.read_text())
 
 
-def test_every_verb_is_documented() -> None:
+def test_every_verb_and_option_is_documented() -> None:
     text = (Path(__file__).parent.parent / "docs" / "cli.md").read_text()
     for command in nested_commands():
         assert f"maquette {' '.join(command)}" in text
         assert (arguments_type(command).__doc__ or "").strip()
+    documents = text + (Path(__file__).parent.parent / "docs" / "training.md").read_text()
+    flags = {flag for listed in json.loads(SURFACE.read_text()).values() for flag in listed if flag.startswith("--")}
+    named = set(re.findall(r"--[a-z][a-z-]*", documents))
+    assert not {flag for flag in flags if not flag.startswith("--no-")} - named
 
 
 def test_conversion_through_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

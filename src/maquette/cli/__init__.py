@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -37,6 +39,9 @@ VERBS: dict[str, str] = {
     "doctor": "Say what this machine can do, and check that it works.",
 }
 """Verb to its one-line help. The module of verb `x` is `maquette.cli.x`."""
+
+_LIST_WORD = re.compile(r"(ply|splat|glb|mp4|png|\d+)?(,(ply|splat|glb|mp4|png|\d+)?)*")
+"""What the lists of `--formats` and `--pick` are made of."""
 
 EXIT_OK = 0
 EXIT_ERROR = 1
@@ -119,10 +124,23 @@ def _run(prog: str, arguments_type: type, run: Run, rest: list[str]) -> int:
     try:
         parsed: Any = tyro.cli(arguments_type, prog=prog, args=rest)
     except SystemExit as stop:  # tyro has printed help (0) or what is wrong with the arguments (2)
+        if stop.code and (listed := _split_list(rest)):
+            print(f"maquette: lists are written with commas and without spaces: {listed}", file=sys.stderr)
         return stop.code if isinstance(stop.code, int) else EXIT_USAGE
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         return run(parsed)
+
+
+def _split_list(rest: list[str]) -> str | None:
+    """The right form of a list that was given with spaces (`--formats ply glb`), or None if there is none."""
+    for name in ("--formats", "--pick"):
+        if name in rest:
+            after = rest[rest.index(name) + 1 :]
+            words = list(itertools.takewhile(_LIST_WORD.fullmatch, after))
+            if len(words) > 1:
+                return f"{name} {','.join(word.strip(',') for word in words)}"
+    return None
 
 
 def _show_warning(
