@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,3 +59,10 @@ def test_missing_packages_and_old_torch_are_explained(monkeypatch: pytest.Monkey
     assert "no_such_package.part" in findings["packages"].detail
     assert findings["torch"].status == "fail"
     assert "2.11 or newer" in findings["torch"].detail
+
+
+def test_a_cache_that_is_a_file_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setenv("MAQUETTE_CACHE", str(tmp_path / "file" / "below"))
+    finding = next(finding for finding in doctor.examine() if finding.name == "cache")
+    assert finding.status == "note" and "set MAQUETTE_CACHE" in finding.detail

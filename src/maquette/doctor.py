@@ -170,9 +170,11 @@ def _cache() -> Finding:
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     detail = f"{folder}, {free / 1e9:.1f} GB free on its disk"
-    if not os.access(existing, os.W_OK):
-        return Finding("cache", "note", f"{detail}; not writable: set MAQUETTE_CACHE to a folder that is")
-    return Finding("cache", "ok" if free >= MIN_FREE_BYTES else "note", detail)
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        return Finding("cache", "note", f"{detail}; not a folder that can be written: set MAQUETTE_CACHE to one")
+    if free < MIN_FREE_BYTES:
+        return Finding("cache", "note", f"{detail}; too little for weights: make room, or set MAQUETTE_CACHE")
+    return Finding("cache", "ok", detail)
 
 
 def _self_test(device: str) -> Finding:
