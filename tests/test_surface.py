@@ -10,7 +10,7 @@ import torch
 from maquette.errors import InvalidInputError
 from maquette.gaussians import Gaussians
 from maquette.mesh import Mesh
-from maquette.surface import gaussians_to_mesh
+from maquette.surface.extract import extract_density
 
 SIGMA = 0.015
 
@@ -53,7 +53,7 @@ def is_closed(mesh: Mesh) -> bool:
 
 @pytest.mark.parametrize("opacity", [0.9, 0.05])
 def test_sphere(opacity: float) -> None:
-    mesh = gaussians_to_mesh(sphere(opacity=opacity), resolution=72)
+    mesh = extract_density(sphere(opacity=opacity), resolution=72)
     radius = mesh.vertices.norm(dim=1)
     outward = mesh.vertices / radius[:, None]
     assert float(radius.min()) > 0.5 - SIGMA and float(radius.max()) < 0.5 + 3 * SIGMA
@@ -70,7 +70,7 @@ def test_sphere(opacity: float) -> None:
 
 
 def test_box_orientation_and_colors() -> None:
-    mesh = gaussians_to_mesh(box(), resolution=96)
+    mesh = extract_density(box(), resolution=96)
     low, high = mesh.vertices.amin(0), mesh.vertices.amax(0)
     expected = torch.tensor([0.5, 0.3, 0.2])
     assert float((high - expected).abs().max()) < 2.5 * SIGMA and float((low + expected).abs().max()) < 2.5 * SIGMA
@@ -93,7 +93,7 @@ def test_coordinates_are_those_of_the_gaussians() -> None:
     given = sphere(4000)
     offset = torch.tensor([3.0, -1.0, 0.5])
     moved = Gaussians(given.means * 2 + offset, given.quats, given.scales * 2, given.opacities, given.colors)
-    mesh = gaussians_to_mesh(moved, resolution=64)
+    mesh = extract_density(moved, resolution=64)
     torch.testing.assert_close((mesh.vertices.amin(0) + mesh.vertices.amax(0)) / 2, offset, atol=0.03, rtol=0)
     assert float((mesh.vertices - offset).norm(dim=1).mean()) == pytest.approx(1 + 2 * SIGMA, abs=2 * SIGMA)
 
@@ -101,14 +101,14 @@ def test_coordinates_are_those_of_the_gaussians() -> None:
 def test_hole_in_the_shell_is_bridged_and_option_keeps_walls() -> None:
     full = sphere(12000)
     opened = full.select(full.means[:, 1] < 0.5 * 0.985)
-    assert signed_volume(gaussians_to_mesh(opened, resolution=96)) > 0.45
-    assert signed_volume(gaussians_to_mesh(opened, resolution=96, fill_interior=False)) < 0.3
+    assert signed_volume(extract_density(opened, resolution=96)) > 0.45
+    assert signed_volume(extract_density(opened, resolution=96, fill_interior=False)) < 0.3
 
 
 def test_cup_stays_open() -> None:
     full = sphere(12000)
     cup = full.select(full.means[:, 1] < 0.1)
-    mesh = gaussians_to_mesh(cup, resolution=96)
+    mesh = extract_density(cup, resolution=96)
     assert signed_volume(mesh) < 0.2
     assert float((mesh.vertices.norm(dim=1) < 0.4).float().mean()) < 0.01
 
@@ -128,7 +128,7 @@ def test_small_parts_strays_and_poison_are_dropped() -> None:
             for n in ("means", "quats", "scales", "opacities", "colors")
         )
     )
-    mesh = gaussians_to_mesh(merged, resolution=64)
+    mesh = extract_density(merged, resolution=64)
     assert float(mesh.vertices.norm(dim=1).max()) < 0.6
 
 
@@ -138,7 +138,7 @@ def test_harmonics_count_with_their_mean_color() -> None:
     harmonics[:, 0] = (plain.colors - 0.5) / 0.28209479177387814
     harmonics[:, 1:] = 0.7
     spherical = Gaussians(plain.means, plain.quats, plain.scales, plain.opacities, harmonics)
-    a, b = gaussians_to_mesh(plain, resolution=48), gaussians_to_mesh(spherical, resolution=48)
+    a, b = extract_density(plain, resolution=48), extract_density(spherical, resolution=48)
     assert a.vertex_colors is not None and b.vertex_colors is not None
     torch.testing.assert_close(a.vertex_colors, b.vertex_colors, atol=1e-4, rtol=0)
 
@@ -160,20 +160,20 @@ def no_surface() -> dict[str, Callable[[], Gaussians]]:
 @pytest.mark.parametrize("case", no_surface())
 def test_no_surface_is_an_error(case: str) -> None:
     with pytest.raises(InvalidInputError, match="no surface"):
-        gaussians_to_mesh(no_surface()[case](), resolution=32)
+        extract_density(no_surface()[case](), resolution=32)
 
 
 def test_sparse_shell_does_not_fall_into_beads() -> None:
-    mesh = gaussians_to_mesh(sphere(1500), resolution=64)
+    mesh = extract_density(sphere(1500), resolution=64)
     assert signed_volume(mesh) > 4 / 3 * torch.pi * 0.45**3
     assert float(mesh.vertices.norm(dim=1).min()) > 0.42
 
 
 def test_options_are_checked() -> None:
     with pytest.raises(InvalidInputError, match="resolution"):
-        gaussians_to_mesh(sphere(10), resolution=4)
+        extract_density(sphere(10), resolution=4)
     with pytest.raises(InvalidInputError, match="batch"):
-        gaussians_to_mesh(Gaussians.stack([sphere(10), sphere(10)]))
+        extract_density(Gaussians.stack([sphere(10), sphere(10)]))
 
 
 def test_one_gaussian_is_an_ellipsoid() -> None:
@@ -184,7 +184,7 @@ def test_one_gaussian_is_an_ellipsoid() -> None:
         torch.tensor([0.9]),
         torch.tensor([[0.2, 0.4, 0.6]]),
     )
-    mesh = gaussians_to_mesh(one, resolution=128)
+    mesh = extract_density(one, resolution=128)
     size = mesh.vertices.amax(0)
     expected = torch.tensor([0.1, 0.3, 0.05]) * (2 * torch.log(torch.tensor(2.0))).sqrt()
     torch.testing.assert_close(size, expected, atol=0.02, rtol=0.1)

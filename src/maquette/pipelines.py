@@ -51,9 +51,6 @@ Progress = Callable[[str, int, int], None]
 _SHEET_VIEW_SIZE = 256
 _SHEET_ROWS = ((10.0, (45.0, 135.0, 225.0, 315.0)), (30.0, (22.5, 112.5, 202.5, 292.5)))
 
-MESH_LEVEL = 0.25
-"""Level of the extracted surface: low enough that sides which no input view saw, where networks are unsure, close."""
-
 
 @dataclass(frozen=True)
 class Result:
@@ -271,7 +268,7 @@ def _write(
 def _write_mesh_of(path: Path, gaussians: Gaussians) -> None:
     from maquette.surface import gaussians_to_mesh
 
-    write_mesh(path, gaussians_to_mesh(gaussians, level=MESH_LEVEL))
+    write_mesh(path, gaussians_to_mesh(gaussians))
 
 
 def _picked(views: Views, pick: Sequence[int] | None) -> Views:

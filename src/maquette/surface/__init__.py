@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from maquette.surface.extract import gaussians_to_mesh
+    from maquette.surface.convert import gaussians_to_mesh
 
 __all__ = ["gaussians_to_mesh"]
 
@@ -13,7 +13,7 @@ __all__ = ["gaussians_to_mesh"]
 def __getattr__(name: str) -> Any:
     """Imports the extraction (torch, Numba) only when it is used."""
     if name in __all__:
-        from maquette.surface import extract
+        from maquette.surface import convert
 
-        return getattr(extract, name)
+        return getattr(convert, name)
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -14,12 +11,10 @@ from maquette.errors import InvalidInputError
 from maquette.gaussians import Gaussians
 from maquette.mesh import Mesh
 from maquette.surface.density import DensityGrid, Floats, splat_density
+from maquette.surface.selection import surface_gaussians
+from maquette.surface.triangles import marching_cubes, vertex_normals
 
 _SH_C0 = 0.28209479177387814
-_MIN_OPACITY = 0.02
-"""Fainter Gaussians are left out: a feed-forward network parks the ones it does not need at low opacity."""
-_MAX_COORDINATE = 1e12
-"""Larger values overflow when they are squared."""
 _MIN_DENSITY = 0.05
 """A scene whose typical density is below is fog."""
 _CLOSING_SHARES = (1 / 80, 1 / 40, 1 / 20, 1 / 12)
@@ -34,7 +29,7 @@ _SATURATION = 2.0
 Mask = NDArray[np.bool_]
 
 
-def gaussians_to_mesh(
+def extract_density(
     gaussians: Gaussians,
     *,
     resolution: int = 160,
@@ -75,42 +70,32 @@ def gaussians_to_mesh(
     grid = splat_density(means, covariances, opacities, colors, resolution, _MARGIN)
     threshold = level * _typical_density(grid, means, opacities)
     field = _surface_field(grid, threshold, fill_interior, min_part)
-    vertices, faces = _marching_cubes(field)
+    vertices, faces = marching_cubes(field, 1.0)
     vertex_colors = _colors_at(grid, vertices)
     world = vertices * grid.spacing + grid.origin
     device = gaussians.device
     return Mesh(
         torch.from_numpy(world.astype(np.float32)).to(device),
         torch.from_numpy(faces).to(device),
-        normals=torch.from_numpy(_vertex_normals(world, faces)).to(device),
+        normals=torch.from_numpy(vertex_normals(world, faces)).to(device),
         vertex_colors=torch.from_numpy(vertex_colors).to(device),
     )
 
 
 def _visible(gaussians: Gaussians) -> tuple[Floats, Floats, Floats, Floats]:
     """Means, covariances, opacities and colours of finite Gaussians that matter, without far strays."""
-    plain = gaussians.detach().to("cpu").to(torch.float32)
+    plain = surface_gaussians(gaussians)
     colors = plain.colors if plain.sh_degree is None else plain.colors[:, 0] * _SH_C0 + 0.5
-    stacked = torch.cat([plain.means, plain.quats, plain.scales, plain.opacities[:, None], colors], dim=1)
-    keep = (stacked.abs() < _MAX_COORDINATE).all(dim=1) & (plain.opacities >= _MIN_OPACITY)
-    if not bool(keep.any()):
-        raise InvalidInputError(
-            f"no surface: none of {plain.num_gaussians:,} Gaussians has an opacity of {_MIN_OPACITY} or more and "
-            f"finite values below {_MAX_COORDINATE:g}"
-        )
-    keep &= _not_stray(plain.means, plain.scales, keep)
-    if not bool(keep.any()):
-        raise InvalidInputError("no surface: the Gaussians are scattered, or each is as large as the object")
-    scales = plain.scales[keep]
-    axes = _rotation_matrices(plain.quats[keep]) * scales[:, None, :]
+    scales = plain.scales
+    axes = _rotation_matrices(plain.quats) * scales[:, None, :]
     covariances = axes @ axes.mT
-    lacking = (_spacing(plain.means[keep]) ** 2 - scales.square().mean(dim=1)).clamp_min(0)
+    lacking = (_spacing(plain.means) ** 2 - scales.square().mean(dim=1)).clamp_min(0)
     covariances = covariances + lacking[:, None, None] * torch.eye(3)
     return (
-        plain.means[keep].numpy(),
+        plain.means.numpy(),
         covariances.numpy(),
-        plain.opacities[keep].numpy(),
-        colors[keep].clamp(0, 1).numpy(),
+        plain.opacities.numpy(),
+        colors.clamp(0, 1).numpy(),
     )
 
 
@@ -127,20 +112,6 @@ def _spacing(means: Tensor) -> Tensor:
     distances, _ = spatial.cKDTree(means.numpy()).query(means.numpy(), k=_NEIGHBOURS + 1)
     farthest = torch.from_numpy(distances[:, -1]).to(means.dtype)
     return 0.7 * farthest.clamp_max(2 * float(farthest.median()))
-
-
-def _not_stray(means: Tensor, scales: Tensor, keep: Tensor) -> Tensor:
-    """Mask of Gaussians near the bulk (the 1 % to 99 % box, doubled) and not as large as the bulk itself."""
-    chosen = means[keep]
-    ordered = chosen.sort(dim=0).values
-    last = len(chosen) - 1
-    low, high = ordered[math.floor(0.01 * last)], ordered[math.ceil(0.99 * last)]
-    extent = float((high - low).max())
-    if extent <= 0:
-        return keep
-    center = (low + high) / 2
-    near = ((means - center).abs() <= (high - low) + 0.05 * extent).all(dim=1)
-    return near & (scales.amax(dim=1) <= 0.25 * extent)
 
 
 def _rotation_matrices(quats: Tensor) -> Tensor:
@@ -210,34 +181,6 @@ def _filled(shell: Mask) -> Mask:
             solid: Mask = (~reached | padded)[pad:-pad, pad:-pad, pad:-pad]
             return solid
     return shell
-
-
-def _marching_cubes(field: Floats) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Vertices in grid units and faces that are counter-clockwise seen from outside."""
-    from skimage import measure
-
-    marching_cubes: Any = measure.marching_cubes
-
-    if not float(field.min()) < 1 < float(field.max()):
-        raise InvalidInputError("no surface: the Gaussians are too small or too faint for this resolution; raise it")
-    points, triangles, _, _ = marching_cubes(field, 1.0, allow_degenerate=False)
-    vertices = points.astype(np.float64)
-    faces = triangles.astype(np.int64)
-    corners = vertices[faces]
-    volume = np.einsum("ni,ni->", corners[:, 0], np.cross(corners[:, 1], corners[:, 2]))
-    return vertices, np.ascontiguousarray(faces if volume > 0 else faces[:, ::-1])
-
-
-def _vertex_normals(vertices: NDArray[np.float64], faces: NDArray[np.int64]) -> Floats:
-    """Unit normals, faces weighted by area."""
-    corners = vertices[faces]
-    crossed = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    index = faces.reshape(-1)
-    spread = np.repeat(crossed, 3, axis=0)
-    summed = np.stack([np.bincount(index, spread[:, i], len(vertices)) for i in range(3)], axis=1)
-    length = np.linalg.norm(summed, axis=1, keepdims=True)
-    unit: Floats = np.where(length > 0, summed / np.where(length > 0, length, 1), (0.0, 1.0, 0.0)).astype(np.float32)
-    return unit
 
 
 def _colors_at(grid: DensityGrid, vertices: NDArray[np.float64]) -> Floats:

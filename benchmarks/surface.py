@@ -1,0 +1,74 @@
+"""Measures both surface extractions: python benchmarks/surface.py --data DIR --assets DIR [-o DIR] [--ids ...].
+
+DIR of --data is a folder that `maquette data render ASSETS --split test --plan standard` wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import warnings
+from pathlib import Path
+
+import torch
+
+import maquette
+from maquette.io.atomic import atomic_write_text
+from maquette.raster.bench_report import machine
+from maquette.surface.bench import bench_surfaces, means
+from maquette.surface.extract import extract_density
+from maquette.surface.fusion import fuse_gaussians
+
+IDS = (
+    "aws-house-shoerack_01",
+    "gazebo-construction_barrel",
+    "gazebo-cordless_drill",
+    "gazebo-postbox",
+    "kaykit-adventurers-spellbook_closed",
+    "kaykit-city-car_sedan",
+    "kaykit-furniture-cactus_medium_a",
+    "kaykit-medieval-building_tavern_blue",
+    "kaykit-medieval-mountain_a",
+    "kaykit-medieval-wheelbarrow",
+    "kenney-2019-castle_kit-siegecatapult",
+    "kenney-2019-furniture_pack-loungechair",
+)
+METHODS = {
+    "fusion": fuse_gaussians,
+    "density": lambda gaussians: extract_density(gaussians, level=0.25),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--assets", type=Path, required=True)
+    parser.add_argument("--ids", nargs="+", default=IDS)
+    parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results"))
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore", message=".* expects cameras")
+    scores = list(bench_surfaces(args.data, args.assets, maquette.load("lgm-mini"), METHODS, args.ids))
+    summary = {name: means(scores, name) for name in METHODS}
+    where = machine(torch.device("cpu"))
+    document = {"machine": where, "mean": summary, "objects": [dataclasses.asdict(score) for score in scores]}
+    lines = [
+        f"Surfaces of lgm-mini's Gaussians, {len(args.ids)} test objects; {where['device']}, commit {where['commit']}, "
+        f"{where['date']}",
+        "",
+        "| method | Chamfer | F 0.01 | F 0.05 | PSNR dB | seconds | triangles |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    lines += [
+        f"| {name} | {m['chamfer']:.4f} | {m['f_0.01']:.3f} | {m['f_0.05']:.3f} | {m['psnr']:.2f} | "
+        f"{m['seconds']:.2f} | {m['triangles']:,} |"
+        for name, m in summary.items()
+    ]
+    args.output.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(args.output / "surface.json", json.dumps(document, indent=2) + "\n")
+    atomic_write_text(args.output / "surface.md", "\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Measures extractions of a surface: distance to the true asset, and look beside the Gaussians' own renders."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maquette.cameras import Cameras
+from maquette.data.assets import open_assets
+from maquette.data.dataset import INPUT, RenderedDataset
+from maquette.data.render import bounding_sphere
+from maquette.errors import InvalidInputError
+from maquette.evaluation.metrics import psnr
+from maquette.gaussians import Gaussians
+from maquette.mesh import Mesh
+from maquette.rendering import render
+from maquette.views import Views
+
+Extract = Callable[[Gaussians], Mesh]
+Reconstruct = Callable[[Views], Gaussians]
+
+RADIUS = 0.6
+"""Of the bounding sphere of an asset in the plan `standard` of `maquette data render`."""
+DISTANCES = (0.01, 0.05)
+"""Of the F-scores, in world units."""
+_SAMPLES = 50_000
+_AZIMUTHS = tuple(22.5 + 45 * i for i in range(8))
+_ELEVATIONS = (-10.0, 0.0, 10.0, 20.0, 30.0, 20.0, 10.0, 0.0)
+_FAINT = 0.005
+
+
+@dataclass(frozen=True)
+class SurfaceScores:
+    """One extraction of one object.
+
+    Attributes:
+        object_id, method: what was measured.
+        gaussians, triangles: numbers.
+        seconds: of the extraction.
+        chamfer: mean of the mean distances from either surface to the other, world units.
+        f_scores: harmonic mean of precision and recall at each of `DISTANCES`, 0..1.
+        psnr: in dB, of the unlit mesh against the Gaussians' renders, over 8 views of 256 px.
+    """
+
+    object_id: str
+    method: str
+    gaussians: int
+    triangles: int
+    seconds: float
+    chamfer: float
+    f_scores: tuple[float, ...]
+    psnr: float
+
+
+def bench_surfaces(
+    data: str | Path,
+    assets: str | Path,
+    reconstruct: Reconstruct,
+    methods: Mapping[str, Extract],
+    ids: Sequence[str],
+) -> Iterator[SurfaceScores]:
+    """Measures methods on Gaussians reconstructed from the input views of rendered objects.
+
+    Args:
+        data: rendered data set of the plan `standard`.
+        assets: the assets it was rendered from.
+        reconstruct: from views `[4]` to Gaussians `[N]`.
+        methods: name to extraction; each is called once more before it is timed, for the compiler.
+        ids: of the objects.
+
+    Raises:
+        InvalidInputError: the data set is not of the plan `standard`, or an id is unknown.
+        FileFormatError: a file is broken.
+    """
+    dataset = RenderedDataset.load(data, ids=tuple(ids))
+    if dataset.settings.get("plan") != "standard":
+        raise InvalidInputError(f"{data} has the plan {dataset.settings.get('plan')!r}; render it with --plan standard")
+    warm = False
+    with open_assets(assets, ids=tuple(ids)) as listed:
+        truths = {asset.info.id: asset for asset in listed.assets}
+        for index, info in enumerate(dataset.objects):
+            inputs = torch.nonzero(dataset.roles[index] == INPUT)[:, 0].tolist()
+            with torch.inference_mode():
+                made = reconstruct(dataset.views(index, inputs))
+            gaussians = made.select(made.opacities >= _FAINT)
+            truth = _normalized(truths[info.id].read_mesh())
+            for name, extract in methods.items():
+                if not warm:
+                    extract(gaussians)
+                start = time.perf_counter()
+                mesh = extract(gaussians)
+                seconds = time.perf_counter() - start
+                yield _scores(info.id, name, gaussians, mesh, truth, seconds)
+            warm = True
+
+
+def _normalized(mesh: Mesh) -> Mesh:
+    center, radius = bounding_sphere(mesh)
+    scale = RADIUS / radius
+    x, y, z = (-value * scale for value in center)
+    return mesh.transformed(scale, (x, y, z))
+
+
+def _scores(object_id: str, name: str, gaussians: Gaussians, mesh: Mesh, truth: Mesh, seconds: float) -> SurfaceScores:
+    chamfer, f_scores = compare_surfaces(mesh, truth)
+    cameras = Cameras.orbit(_AZIMUTHS, _ELEVATIONS)
+    look = psnr(render(mesh, cameras, lighting="unlit"), render(gaussians, cameras)).mean()
+    return SurfaceScores(
+        object_id, name, gaussians.num_gaussians, mesh.num_faces, seconds, chamfer, f_scores, float(look)
+    )
+
+
+def compare_surfaces(mesh: Mesh, truth: Mesh, *, samples: int = _SAMPLES) -> tuple[float, tuple[float, ...]]:
+    """Chamfer distance and F-scores at `DISTANCES` of points sampled evenly on both surfaces."""
+    from scipy import spatial
+
+    made, true = (sample_points(m, samples, seed).numpy() for seed, m in enumerate((mesh, truth)))
+    to_true, _ = spatial.cKDTree(true).query(made)
+    to_made, _ = spatial.cKDTree(made).query(true)
+    f_scores = []
+    for distance in DISTANCES:
+        precision, recall = float(np.mean(to_true < distance)), float(np.mean(to_made < distance))
+        f_scores.append(2 * precision * recall / max(precision + recall, 1e-12))
+    return float(to_true.mean() + to_made.mean()) / 2, tuple(f_scores)
+
+
+def sample_points(mesh: Mesh, count: int, seed: int) -> Tensor:
+    """Points `[count, 3]` (float64) spread over the triangles by area."""
+    corners = mesh.vertices.cpu().double()[mesh.faces.cpu()]
+    area = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]).norm(dim=1)
+    summed = torch.nan_to_num(area).cumsum(0)
+    generator = torch.Generator().manual_seed(seed)
+    picked, u, v = torch.rand(3, count, generator=generator, dtype=torch.float64)
+    face = torch.searchsorted(summed, picked * summed[-1]).clamp_max(len(area) - 1)
+    root = u.sqrt()
+    barycentric = torch.stack([1 - root, root * (1 - v), root * v], dim=1)
+    return (corners[face] * barycentric[:, :, None]).sum(dim=1)
+
+
+def means(scores: Sequence[SurfaceScores], method: str) -> dict[str, Any]:
+    """Mean values of one method, as they stand in the report."""
+    chosen = [score for score in scores if score.method == method]
+    return {
+        "objects": len(chosen),
+        "chamfer": float(np.mean([s.chamfer for s in chosen])),
+        **{f"f_{d:g}": float(np.mean([s.f_scores[i] for s in chosen])) for i, d in enumerate(DISTANCES)},
+        "psnr": float(np.mean([s.psnr for s in chosen])),
+        "seconds": float(np.mean([s.seconds for s in chosen])),
+        "triangles": round(float(np.mean([s.triangles for s in chosen]))),
+    }

@@ -1,0 +1,44 @@
+"""Triangles of a scalar field, and their normals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maquette.errors import InvalidInputError
+
+Floats = NDArray[np.float32]
+
+
+def marching_cubes(field: Floats, level: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Vertices in grid units and faces that are counter-clockwise seen from outside, where `field` is below `level`.
+
+    Raises:
+        InvalidInputError: the field does not cross the level.
+    """
+    from skimage import measure
+
+    extract: Any = measure.marching_cubes
+
+    if not float(field.min()) < level < float(field.max()):
+        raise InvalidInputError("no surface: the Gaussians are too small or too faint for this resolution; raise it")
+    points, triangles, _, _ = extract(field, level, allow_degenerate=False)
+    vertices = points.astype(np.float64)
+    faces = triangles.astype(np.int64)
+    corners = vertices[faces]
+    volume = np.einsum("ni,ni->", corners[:, 0], np.cross(corners[:, 1], corners[:, 2]))
+    return vertices, np.ascontiguousarray(faces if volume > 0 else faces[:, ::-1])
+
+
+def vertex_normals(vertices: NDArray[np.float64], faces: NDArray[np.int64]) -> Floats:
+    """Unit normals `[N, 3]`, faces weighted by area; (0, 1, 0) where they cancel."""
+    corners = vertices[faces]
+    crossed = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    index = faces.reshape(-1)
+    spread = np.repeat(crossed, 3, axis=0)
+    summed = np.stack([np.bincount(index, spread[:, i], len(vertices)) for i in range(3)], axis=1)
+    length = np.linalg.norm(summed, axis=1, keepdims=True)
+    unit: Floats = np.where(length > 0, summed / np.where(length > 0, length, 1), (0.0, 1.0, 0.0)).astype(np.float32)
+    return unit
