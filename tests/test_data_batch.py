@@ -26,7 +26,7 @@ from maquette.data.dataset import INPUT, TARGET, RenderedDataset
 from maquette.data.layout import ObjectInfo, family_of, read_index
 from maquette.data.plans import RenderOptions
 from maquette.data.png import decode_rgba
-from maquette.errors import FileFormatError, InvalidInputError, UnsupportedError
+from maquette.errors import FileFormatError, InvalidInputError
 from maquette.io import write_mesh
 from maquette.mesh import Material, Mesh
 
@@ -170,7 +170,7 @@ def test_what_cannot_be_rendered_is_said(assets: Path, tmp_path: Path) -> None:
         render(tmp_path / "empty", tmp_path / "out")
     with pytest.raises(InvalidInputError, match="no assets"):
         render(assets, tmp_path / "out", ids=("pack-tent_9",))
-    with pytest.raises(UnsupportedError, match="cpu or cuda"):
+    with pytest.raises(InvalidInputError, match="valid: cpu, cuda"):
         render_set(assets, tmp_path / "out", SMALL, device="meta")
     (assets / "sub").mkdir()
     (assets / "sub" / "x.glb").write_bytes(b"")

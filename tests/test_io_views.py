@@ -162,7 +162,7 @@ def test_missing_and_broken_camera_files(folder: Path) -> None:
             read_views(folder)
     (folder / "transforms.json").unlink()
     (folder / "a.png").touch()
-    with pytest.raises(FileFormatError, match=r"camera file transforms\.json is missing \(1 pictures"):
+    with pytest.raises(FileFormatError, match=r"camera file transforms\.json is missing \(5 pictures"):
         read_views(folder)
 
 

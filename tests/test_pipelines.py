@@ -176,7 +176,7 @@ def test_wrong_views_say_what_is_missing(tmp_path: Path, capsys: pytest.CaptureF
     output.write_text("")
     write_views_folder(tmp_path / "fine", ball_views())
     assert main(["generate", str(tmp_path / "fine"), "-o", str(output)]) == 1
-    assert "is a file" in capsys.readouterr().err
+    assert "is not a folder" in capsys.readouterr().err
 
 
 def test_four_of_many_views_can_be_picked(tmp_path: Path) -> None:
