@@ -13,6 +13,9 @@ from maquette.gaussians import Gaussians
 MIN_OPACITY = 0.02
 """Fainter Gaussians are left out: a feed-forward network parks the ones it does not need at low opacity."""
 
+_MAX_VALUE = 1e12
+"""Larger values overflow when they are squared."""
+
 
 def surface_gaussians(gaussians: Gaussians) -> Gaussians:
     """Finite Gaussians that are opaque enough and near the others, `[M]`, float32 on the CPU.
@@ -23,10 +26,11 @@ def surface_gaussians(gaussians: Gaussians) -> Gaussians:
     plain = gaussians.detach().to("cpu").to(torch.float32)
     colors = plain.colors.flatten(1)
     stacked = torch.cat([plain.means, plain.quats, plain.scales, plain.opacities[:, None], colors], dim=1)
-    keep = torch.isfinite(stacked).all(dim=1) & (plain.opacities >= MIN_OPACITY)
+    keep = (stacked.abs() < _MAX_VALUE).all(dim=1) & (plain.opacities >= MIN_OPACITY)
     if not bool(keep.any()):
         raise InvalidInputError(
-            f"no surface: none of {plain.num_gaussians:,} Gaussians is finite with an opacity of {MIN_OPACITY} or more"
+            f"no surface: none of {plain.num_gaussians:,} Gaussians has an opacity of {MIN_OPACITY} or more and "
+            f"finite values below {_MAX_VALUE:g}"
         )
     keep &= _not_stray(plain.means, plain.scales, keep)
     if not bool(keep.any()):
