@@ -20,6 +20,9 @@ from maquette.nn.attention import SelfAttention
 INPUT_CHANNELS = 9
 """Normalised RGB, ray moment, ray direction."""
 
+HULL_CHANNELS = 2
+"""With the parametrisation "hull": alpha, and entry into the hull."""
+
 _SKIP_SCALE = math.sqrt(0.5)
 
 
@@ -156,12 +159,13 @@ class UpBlock(nn.Module):
 
 
 class AsymmetricUNet(nn.Module):
-    """U-Net whose decoder may stop before full resolution: `[B * views, 9, H, W]` to `[B * views, C, S, S]`."""
+    """U-Net whose decoder may stop before full resolution: `[B * views, C_in, H, W]` to `[B * views, C_out, S, S]`."""
 
     def __init__(self, params: LGMParams) -> None:
         super().__init__()
         down, up = params.down_channels, params.up_channels
-        self.conv_in = nn.Conv2d(INPUT_CHANNELS, down[0], 3, padding=1)
+        self.patch_size = params.patch_size
+        self.conv_in = nn.Conv2d(_stem_channels(params), down[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
             DownBlock(
                 down[max(i - 1, 0)],
@@ -185,11 +189,12 @@ class AsymmetricUNet(nn.Module):
             for i in range(len(up))
         )
         self.norm_out = GroupNorm(up[-1])
-        self.conv_out = nn.Conv2d(up[-1], params.out_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(up[-1], params.out_channels * params.patch_size**2, 3, padding=1)
 
-    def forward(self, images_and_rays: Tensor) -> Tensor:
-        """Applies the network."""
-        features = self.conv_in(images_and_rays)
+    def forward(self, pictures: Tensor, profile: Tensor | None = None) -> Tensor:
+        """Applies the network; `profile` `[B * views, P, H / patch_size, W / patch_size]` joins the patches."""
+        features = F.pixel_unshuffle(pictures, self.patch_size) if self.patch_size > 1 else pictures
+        features = self.conv_in(features if profile is None else torch.cat([features, profile], dim=1))
         skips = [features]
         for block in self.down_blocks:
             features, new = block(features)
@@ -198,7 +203,14 @@ class AsymmetricUNet(nn.Module):
         for block in self.up_blocks:
             features = block(features, skips)
         result: Tensor = self.conv_out(F.silu(self.norm_out(features)))
-        return result
+        return F.pixel_shuffle(result, self.patch_size) if self.patch_size > 1 else result
+
+
+def _stem_channels(params: LGMParams) -> int:
+    """Channels that the first convolution sees."""
+    hull = params.parametrization == "hull"
+    channels = (INPUT_CHANNELS + HULL_CHANNELS * hull) * params.patch_size**2
+    return channels + 3 * params.sweep_planes * hull
 
 
 class LGM(nn.Module):
@@ -212,42 +224,46 @@ class LGM(nn.Module):
         self.params = params
         self.unet = AsymmetricUNet(params)
         self.conv = nn.Conv2d(params.out_channels, params.out_channels, 1)
-        if params.initial_opacity is not None:
-            self._initialize_output(params.initial_opacity, params.initial_scale)
+        if params.parametrization == "hull":
+            self._start_from_the_hull()
 
-    def _initialize_output(self, opacity: float, scale: float) -> None:
-        """Starts with small, faint Gaussians near the middle of their rays, unrotated, in the input's colours."""
+    def _start_from_the_hull(self) -> None:
+        """Makes the first predictions nearly zero: Gaussians on the hull, unrotated, in the input's colours."""
         with torch.no_grad():
             for parameter in self.unet.conv_out.parameters():
                 parameter.mul_(0.1)
-            weight = torch.eye(self.params.out_channels)
-            bias = torch.zeros(self.params.out_channels)
-            bias[3] = math.log(opacity / (1 - opacity))
-            bias[4:7] = math.log(math.expm1(scale / 0.1))
-            bias[7] = 1.0
-            if self.params.color_mode == "blend":
-                bias[14] = -2.0
-            self.conv.load_state_dict({"weight": weight[:, :, None, None], "bias": bias})
+            channels = self.params.out_channels
+            bias = torch.zeros(channels)
+            bias[7], bias[14] = 1.0, -2.0  # w of the quaternion; weight of the predicted colour
+            self.conv.load_state_dict({"weight": torch.eye(channels)[:, :, None, None], "bias": bias})
 
-    def raw_gaussians(self, images_and_rays: Tensor) -> Tensor:
+    def raw_gaussians(self, pictures: Tensor, profile: Tensor | None = None) -> Tensor:
         """Values before activation, float32, `[B, N, C]`, N ordered by view, row, column.
 
         Args:
-            images_and_rays: `[B, 4, 9, H, W]`, see `maquette.models.lgm.inputs.network_inputs`.
+            pictures: `[B, 4, 9, H, W]`, with the parametrisation "hull" `[B, 4, 11, H, W]`; see
+                `maquette.models.lgm.inputs.model_inputs`.
+            profile: for "hull" only, `[B, 4, 3 * sweep_planes, H / patch_size, W / patch_size]`.
 
         Raises:
-            InvalidInputError: not that shape.
+            InvalidInputError: not these shapes.
         """
-        params, shape = self.params, tuple(images_and_rays.shape)
-        expected = (params.num_input_views, INPUT_CHANNELS, params.input_size, params.input_size)
+        params, shape = self.params, tuple(pictures.shape)
+        hull = params.parametrization == "hull"
+        channels = INPUT_CHANNELS + HULL_CHANNELS * hull
+        expected = (params.num_input_views, channels, params.input_size, params.input_size)
         if len(shape) != 5 or shape[1:] != expected:
             raise InvalidInputError(f"{params.name} needs inputs of shape [B, *{list(expected)}], got {list(shape)}")
-        flat = images_and_rays.flatten(0, 1).to(self.conv.weight.dtype)
-        if self.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last):
+        if hull != (profile is not None):
+            raise InvalidInputError(f"{params.name} {'needs' if hull else 'takes no'} profile of a plane sweep")
+        weight = self.unet.conv_in.weight
+        flat = pictures.flatten(0, 1).to(weight.dtype)
+        flat_profile = None if profile is None else profile.flatten(0, 1).to(weight.dtype)
+        if weight.is_contiguous(memory_format=torch.channels_last):
             flat = flat.contiguous(memory_format=torch.channels_last)
-        raw: Tensor = self.conv(self.unet(flat))  # [B * views, C, S, S]
+        raw: Tensor = self.conv(self.unet(flat, flat_profile))  # [B * views, C, S, S]
         return raw.permute(0, 2, 3, 1).reshape(shape[0], params.num_gaussians, params.out_channels).float()
 
-    def forward(self, images_and_rays: Tensor) -> Gaussians:
-        """Gaussians `[B, N]` of the objects whose views `[B, 4, 9, H, W]` are given."""
-        return activate_gaussians(self.raw_gaussians(images_and_rays), images_and_rays, self.params)
+    def forward(self, pictures: Tensor, profile: Tensor | None = None) -> Gaussians:
+        """Gaussians `[B, N]` of the objects whose views are given as for `raw_gaussians`."""
+        return activate_gaussians(self.raw_gaussians(pictures, profile), pictures, self.params)

@@ -14,8 +14,7 @@ from maquette.errors import InvalidInputError
 NUM_GROUPS = 32
 """Groups of every group norm; block widths are multiples of it."""
 
-PositionMode = Literal["world", "ray"]
-ColorMode = Literal["direct", "blend"]
+Parametrization = Literal["world", "hull"]
 RotationAxis = Literal["last", "gaussians"]
 
 
@@ -39,16 +38,15 @@ class LGMParams:
         num_heads: attention heads.
         fov_deg: field of view of the cameras, degrees.
         camera_radius: distance of the standard cameras from the origin.
-        position_mode: "world" predicts coordinates, clamped to -1..1 (official); "ray" predicts the distance
-            along the ray of the cell from the point closest to the origin, and an offset in the image plane.
-        ray_depth_limit: with "ray", largest distance from the closest point, world units.
-        ray_offset_limit: with "ray", largest offset along each image axis, world units.
-        color_mode: "direct" (official) or "blend": a mixture of the input colour under the cell and a
-            predicted colour; the mixing weight is one more output channel.
+        patch_size: side of the square of input pixels that the network takes as one, and of the square of Gaussians
+            that each cell of its output gives (official: 1).
+        parametrization: "world" predicts coordinates in -1..1, sizes and colours (official). "hull" needs the alpha of
+            the input pictures: the network also sees it and what `plane_sweep` finds; one Gaussian per input pixel
+            starts where the pixel's ray enters the visual hull, with the pixel's size, colour and alpha, and the
+            network predicts what to change.
+        sweep_planes: with "hull", depths that the plane sweep looks at.
         rotation_axis: "last" normalises quaternions; "gaussians" reproduces the checkpoints published before
             2024-04-03, which were trained with the norm taken over all Gaussians.
-        initial_opacity: opacity at initialisation, 0..1; None keeps the official initialisation.
-        initial_scale: scale at initialisation, world units, > 0; used when initial_opacity is given.
         normalize_poses: whether cameras are re-expressed so that view 0 is the front camera (official).
         composite_twice: whether the reference pictures go over the background a second time, as in the official
             training; it lightens half-transparent edges.
@@ -80,13 +78,10 @@ class LGMParams:
     num_heads: int = 16
     fov_deg: float = 49.1
     camera_radius: float = 1.5
-    position_mode: PositionMode = "world"
-    ray_depth_limit: float = 0.9
-    ray_offset_limit: float = 0.3
-    color_mode: ColorMode = "direct"
+    patch_size: int = 1
+    parametrization: Parametrization = "world"
+    sweep_planes: int = 32
     rotation_axis: RotationAxis = "last"
-    initial_opacity: float | None = None
-    initial_scale: float = 0.012
     normalize_poses: bool = True
     composite_twice: bool = True
     lambda_lpips: float = 1.0
@@ -100,8 +95,10 @@ class LGMParams:
     def __post_init__(self) -> None:
         if len(self.down_channels) != len(self.down_attention) or len(self.up_channels) != len(self.up_attention):
             raise InvalidInputError(f"{self.name}: channels and attention flags must have the same length")
-        if self.down_layers < 1 or self.mid_layers < 1:
-            raise InvalidInputError(f"{self.name}: down_layers and mid_layers must be at least 1")
+        if min(self.down_layers, self.mid_layers, self.patch_size) < 1 or self.sweep_planes < 2:
+            raise InvalidInputError(
+                f"{self.name}: down_layers, mid_layers and patch_size must be at least 1, sweep_planes at least 2"
+            )
         if not 1 <= len(self.up_channels) <= len(self.down_channels):
             raise InvalidInputError(f"{self.name}: needs 1..{len(self.down_channels)} up blocks")
         if self.up_channels != self.down_channels[::-1][: len(self.up_channels)]:
@@ -112,12 +109,17 @@ class LGMParams:
         wrong = [width for width in (*self.down_channels, *self.up_channels) if width % NUM_GROUPS]
         if wrong:
             raise InvalidInputError(f"{self.name}: widths must be multiples of {NUM_GROUPS}, got {wrong}")
-        coarsest = self.input_size // 2 ** (len(self.down_channels) - 1)
-        produced = coarsest * 2 ** (len(self.up_channels) - 1)
+        coarsest = self.input_size // self.stride
+        produced = coarsest * 2 ** (len(self.up_channels) - 1) * self.patch_size
         if produced != self.splat_size or self.input_size % self.splat_size:
             raise InvalidInputError(
                 f"{self.name}: splat_size must be what the blocks produce and divide input_size "
                 f"{self.input_size}: {produced}, got {self.splat_size}"
+            )
+        if self.parametrization == "hull" and self.splat_size != self.input_size:
+            raise InvalidInputError(
+                f"{self.name}: the hull needs one Gaussian per pixel, splat_size {self.input_size}, got "
+                f"{self.splat_size}"
             )
         for field in ("grid_distortion_prob", "camera_jitter_prob", "random_background_prob"):
             value = getattr(self, field)
@@ -138,7 +140,7 @@ class LGMParams:
         Raises:
             InvalidInputError: `size` is not such a multiple, or not positive.
         """
-        stride = 2 ** (len(self.down_channels) - 1)
+        stride = self.stride
         scaled = [self.splat_size * size, self.output_size * size]
         if size < stride or size % stride or any(value % self.input_size for value in scaled):
             raise InvalidInputError(
@@ -147,6 +149,11 @@ class LGMParams:
             )
         splat_size, output_size = (value // self.input_size for value in scaled)
         return dataclasses.replace(self, input_size=size, splat_size=splat_size, output_size=output_size)
+
+    @property
+    def stride(self) -> int:
+        """Input pixels per cell of the coarsest features, along each axis."""
+        return int(self.patch_size * 2 ** (len(self.down_channels) - 1))
 
     @property
     def needs_depth(self) -> bool:
@@ -161,7 +168,7 @@ class LGMParams:
     @property
     def out_channels(self) -> int:
         """Output channels per Gaussian before activation."""
-        return 14 + (self.color_mode == "blend")
+        return 14 + (self.parametrization == "hull")
 
 
 _LARGE_DOWN = (64, 128, 256, 512, 1024, 1024)
@@ -213,23 +220,23 @@ LGM_TINY = LGMParams(
 
 LGM_MINI = LGMParams(
     name="lgm-mini",
-    down_channels=(32, 64, 128, 128, 128),
-    down_attention=(False, False, False, False, True),
-    up_channels=(128, 128, 128, 64),
-    up_attention=(False, True, False, False),
-    splat_size=128,
+    down_channels=(64, 128, 192),
+    down_attention=(False, False, True),
+    up_channels=(192, 128, 64),
+    up_attention=(True, False, False),
+    splat_size=256,
     output_size=256,
-    num_heads=4,
-    position_mode="ray",
-    color_mode="blend",
-    initial_opacity=0.1,
+    down_layers=1,
+    mid_layers=6,
+    num_heads=3,
+    patch_size=2,
+    parametrization="hull",
     normalize_poses=False,
     lambda_ssim=0.2,
-    lambda_depth=1.0,
-    lambda_opacity=0.05,
+    lambda_depth=0.1,
     composite_twice=False,
     grid_distortion_prob=0.0,
     camera_jitter_prob=0.0,
     random_background_prob=0.5,
 )
-"""Ours, small enough to ship in the repository: 65,536 Gaussians, 8.2 M parameters."""
+"""Ours, small enough to ship in the repository: up to 262,144 Gaussians, one for each pixel of the object."""
