@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maquette.gaussians import Gaussians
-from maquette.models.lgm.inputs import IMAGENET_MEAN, IMAGENET_STD
 from maquette.models.lgm.params import LGMParams
+from maquette.nn.posed_images import IMAGENET_MEAN, IMAGENET_STD
 
 
 def activate_gaussians(raw: Tensor, images_and_rays: Tensor, params: LGMParams) -> Gaussians:

@@ -233,7 +233,7 @@ class LGM(nn.Module):
         """Values before activation, float32, `[B, N, C]`, N ordered by view, row, column.
 
         Args:
-            images_and_rays: `[B, 4, 9, H, W]`, see `maquette.models.lgm.inputs.network_inputs`.
+            images_and_rays: `[B, 4, 9, H, W]`, see `maquette.nn.posed_images.network_inputs`.
 
         Raises:
             InvalidInputError: not that shape.
