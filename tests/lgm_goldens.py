@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import golden_rules
-from maquette.models.lgm.inputs import default_cameras, network_inputs
+from maquette.models.lgm.inputs import default_cameras
 from maquette.models.lgm.network import LGM
 from maquette.models.lgm.params import LGM_BIG, LGM_LRM, LGM_SMALL, LGM_TINY, LGMParams
+from maquette.nn.posed_images import network_inputs
 
 FOLDER = Path(__file__).parent / "goldens" / "lgm"
 

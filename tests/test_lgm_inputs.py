@@ -14,8 +14,9 @@ from maquette.cameras import OPENGL_TO_OPENCV, Cameras
 from maquette.errors import InvalidInputError
 from maquette.models.lgm import official
 from maquette.models.lgm.augment import grid_distortion, orbit_jitter, random_grid_distortion, random_orbit_jitter
-from maquette.models.lgm.inputs import default_cameras, normalize_poses, ray_maps
+from maquette.models.lgm.inputs import default_cameras
 from maquette.models.lgm.recenter import recenter
+from maquette.nn.posed_images import normalize_poses, ray_maps
 from maquette.orbit_camera import OrbitCamera
 
 CAMERAS = golden("cameras")

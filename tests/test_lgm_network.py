@@ -15,9 +15,10 @@ import golden_rules
 from lgm_goldens import GOLDEN_MINI, PRESETS, golden, manifest, stand_in_inputs, stand_in_network, statistics
 from maquette.errors import InvalidInputError
 from maquette.gaussians import Gaussians
-from maquette.models.lgm.inputs import default_cameras, network_inputs
+from maquette.models.lgm.inputs import default_cameras
 from maquette.models.lgm.network import LGM
 from maquette.models.lgm.params import LGM_MINI
+from maquette.nn.posed_images import network_inputs
 from maquette.views import Views
 
 FAST = ["mini", "tiny"]

@@ -1,61 +1,67 @@
 #!/usr/bin/env bash
-# One call of the training of lgm-mini on a GPU machine that is lent for ten minutes at a time. Renders the training
-# views (with depth) once per machine, trains until LIMIT seconds after its start, and leaves weights, logs and pictures
-# in $OUT. The same call again continues; a phase that is over is not trained again.
-#   PHASE=1 SECONDS_OF_PHASE=360 benchmarks/device/train_lgm_mini.sh   pictures of 128 px, from random weights
-#   PHASE=2 SECONDS_OF_PHASE=800 benchmarks/device/train_lgm_mini.sh   256 px, from the averaged weights of phase 1
-# Further arguments are options of `maquette train`. Variables:
-#   SECONDS_OF_PHASE  training time of the phase, all its calls together: the cosine ends there
-#   STEPS             an upper bound of the steps; the warm-up counts in these
-#   GPUS, BATCH       processes, and objects of each per step
-#   LIMIT             seconds after which this call has stopped training (calls end at 600)
-#   INIT              weights for phase 2, instead of phase 1 on the same machine: a new machine has none, give it
-#                     the lgm-mini.safetensors that phase 1 left in $OUT
-#   EVALUATE          1: evaluate at the end of this call
+# The training of lgm-mini on a GPU machine that is lent in calls of ten minutes. A first call renders the training views
+# (with depth) and may compare options; a second starts the training, which outlives its call; further calls wait for it
+# and bring home weights, logs and pictures in $OUT.
+#   STAGE=compare benchmarks/device/train_lgm_mini.sh "--lr 1e-3" "--lr 2e-3" ...   one GPU each, pictures of 128 px
+#   STAGE=train benchmarks/device/train_lgm_mini.sh     128 px from random weights, then 256 px; options as arguments
+#   STAGE=wait benchmarks/device/train_lgm_mini.sh
+# Variables:
+#   SECONDS_1, SECONDS_2   training time of the two phases: each one's cosine ends there
+#   COMPARE_SECONDS        training time of each comparison
+#   GPUS, BATCH_1, BATCH_2 processes, and objects of each per step
+#   LIMIT                  seconds after which this call has ended (calls end at 600)
 set -euo pipefail
-: "${OUT:?folder for results}" "${PHASE:=1}" "${GPUS:=4}" "${LIMIT:=560}" "${WORK:=/tmp/maquette}" "${EVALUATE:=0}"
-case "$PHASE" in
-  1) : "${SECONDS_OF_PHASE:=360}" "${STEPS:=8000}" "${BATCH:=32}"; options=(--input-size 128) ;;
-  2) : "${SECONDS_OF_PHASE:=800}" "${STEPS:=12000}" "${BATCH:=8}"
-     init=${INIT:-$(ls -d "$WORK"/phase1/checkpoints/step-* 2>/dev/null | tail -n 1)}
-     options=(--init-from "${init:?no checkpoint of phase 1 on this machine: set INIT}" --lr 7e-4 --warmup-steps 200) ;;
-  *) echo "PHASE must be 1 or 2, got $PHASE" >&2; exit 2 ;;
-esac
-export PYTHONPATH="src:/tmp/site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=8
+: "${OUT:?folder for results}" "${STAGE:?compare, train or wait}" "${GPUS:=4}" "${LIMIT:=585}" "${WORK:=/tmp/maquette}"
+: "${SECONDS_1:=450}" "${SECONDS_2:=900}" "${COMPARE_SECONDS:=75}" "${BATCH_1:=32}" "${BATCH_2:=8}" "${SOURCE:=src}"
+export PYTHONPATH="$SOURCE:/tmp/site" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=8 SECONDS_1 SECONDS_2 BATCH_1 BATCH_2 GPUS WORK
 began=$(date +%s)
-nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
+mkdir -p "$WORK"
 if [ -d .whl ] && [ ! -d /tmp/site ]; then
   python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target /tmp/site .whl/*.whl
 fi
-workers=$(($(nproc) * 3 / 4))
-render() { python3 -m maquette.cli data render .carry/assets.tar.xz -o "$1" --workers "$workers" "${@:2}" 2>&1 | tail -c 300; }
-[ -f "$WORK/train.done" ] || { render "$WORK/train" --split train --plan training; touch "$WORK/train.done"; cp "$WORK/train/contact.png" "$WORK/train/failures.json" "$OUT/" || true; }
-[ "$EVALUATE" != 1 ] || [ -f "$WORK/test.done" ] || { render "$WORK/test" --split test --no-geometry; touch "$WORK/test.done"; }
-echo "data ready after $(($(date +%s) - began)) s"
-left=$((LIMIT - ($(date +%s) - began) - 20 - 60 * EVALUATE))
-run="$WORK/phase$PHASE"
-before=$(tail -n 1 "$run/log.jsonl" 2>/dev/null || true)
-torchrun --standalone --nproc_per_node="$GPUS" -m maquette.cli train lgm-mini --data "$WORK/train" -o "$run" \
-  --steps "$STEPS" --batch-size "$BATCH" --schedule-seconds "$SECONDS_OF_PHASE" --max-seconds "$left" \
-  --save-every 100000 --picture-every 2000 --log-every 50 "${options[@]}" --export "$OUT/lgm-mini.safetensors" "$@" \
-  > "$OUT/train.txt" 2>&1 &
-training=$!
-# The rate, soon after the start: the machine's time is too dear to learn it at the end.
-for _ in $(seq 30); do
-  sleep 5
-  if ! kill -0 "$training" 2>/dev/null; then break; fi
-  now=$(tail -n 1 "$run/log.jsonl" 2>/dev/null || true)
-  if [ "$now" != "$before" ]; then echo "$now"; break; fi
-done
-wait "$training" || { tail -n 60 "$OUT/train.txt"; exit 1; }
-tail -n 40 "$OUT/train.txt"
-tail -n 1 "$run/log.jsonl"
-cp "$run/log.jsonl" "$OUT/log-phase$PHASE.jsonl"
-ls -t "$run"/pictures/*.png 2>/dev/null | head -n 1 | xargs -r -I{} cp {} "$OUT/predictions.png" || true
-if [ "$EVALUATE" = 1 ]; then
-  python3 -m maquette.cli evaluate --model lgm-mini --weights "$OUT/lgm-mini.safetensors" --data "$WORK/test" --split test \
-    -o "$WORK/evaluation" 2>&1 | tail -n 30
-  cp "$WORK/evaluation/report.json" "$OUT/report.json"
-  ls "$WORK"/evaluation/*.png | head -n 1 | xargs -r -I{} cp {} "$OUT/sheet.png"
+if [ ! -f "$WORK/train.done" ]; then
+  nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
+  python3 -m maquette.cli data render .carry/assets.tar.xz -o "$WORK/train" --split train --plan training \
+    --workers $(($(nproc) * 3 / 4)) 2>&1 | tail -c 200
+  touch "$WORK/train.done"
+  cp "$WORK/train/contact.png" "$OUT/"
+  echo "data ready after $(($(date +%s) - began)) s"
 fi
+cat > "$WORK/train.sh" <<'PHASES'
+set -e
+common=(lgm-mini --data "$WORK/train" --save-every 2000 --picture-every 1000 --log-every 50)
+torchrun --standalone --nproc_per_node="$GPUS" -m maquette.cli train "${common[@]}" -o "$WORK/phase1" --input-size 128 \
+  --batch-size "$BATCH_1" --steps 6000 --schedule-seconds "$SECONDS_1" --export "$WORK/phase1.safetensors" "$@"
+torchrun --standalone --nproc_per_node="$GPUS" -m maquette.cli train "${common[@]}" -o "$WORK/phase2" --lr 7e-4 \
+  --warmup-steps 200 --batch-size "$BATCH_2" --steps 16000 --schedule-seconds "$SECONDS_2" \
+  --init-from "$WORK/phase1.safetensors" --export "$WORK/lgm-mini.safetensors" "$@"
+PHASES
+case "$STAGE" in
+  compare)
+    number=0
+    for options in "$@"; do
+      # shellcheck disable=SC2086
+      CUDA_VISIBLE_DEVICES=$number python3 -m maquette.cli train lgm-mini --data "$WORK/train" -o "$WORK/compare$number" \
+        --input-size 128 --batch-size "$BATCH_1" --steps 3000 --warmup-steps 100 --schedule-seconds "$COMPARE_SECONDS" \
+        --log-every 50 --picture-every 0 --save-every 100000 $options > "$OUT/compare$number.txt" 2>&1 &
+      number=$((number + 1))
+    done
+    wait
+    for file in "$OUT"/compare*.txt; do echo "$file"; tail -n 3 "$file"; done
+    ;;
+  train) setsid bash "$WORK/train.sh" "$@" > "$WORK/train.txt" 2>&1 < /dev/null & echo $! > "$WORK/pid" ;;&
+  train | wait)
+    while kill -0 "$(cat "$WORK/pid")" 2>/dev/null && [ $(($(date +%s) - began)) -lt "$LIMIT" ]; do sleep 2; done
+    tail -n 3 "$WORK/train.txt"
+    cp "$WORK/train.txt" "$OUT/"
+    for phase in phase1 phase2; do
+      [ ! -f "$WORK/$phase/log.jsonl" ] || cp "$WORK/$phase/log.jsonl" "$OUT/log-$phase.jsonl"
+    done
+    ls -t "$WORK"/phase*/pictures/*.png 2>/dev/null | head -n 1 | xargs -r -I{} cp {} "$OUT/predictions.png"
+    # The best weights there are, for the case that the machine is lost before the end.
+    for file in lgm-mini phase1; do
+      if [ -f "$WORK/$file.safetensors" ]; then cp "$WORK/$file.safetensors" "$OUT/"; break; fi
+    done
+    ;;
+esac
 echo "call took $(($(date +%s) - began)) s"

@@ -64,6 +64,8 @@ class Args:
     """LPIPS weights (VGG-16, .safetensors) for the official perceptual term; without them multi-scale SSIM is taken."""
     lambda_depth: float | None = None
     """Weight of the depth term in the loss; by default the model's."""
+    lambda_ssim: float | None = None
+    """Weight of the multi-scale SSIM in the loss, which stands in for LPIPS; by default the model's."""
     schedule_seconds: float | None = None
     """Training time after which the run is over, all calls together: the learning rate follows the clock (or the
     steps, whichever is further). Such a run cannot be repeated bit for bit."""
@@ -138,6 +140,7 @@ def make_config(args: Args) -> TrainConfig:
         input_size=args.input_size,
         lpips=None if args.lpips is None else str(args.lpips),
         lambda_depth=args.lambda_depth,
+        lambda_ssim=args.lambda_ssim,
         schedule_seconds=args.schedule_seconds,
         use_depth=args.use_depth and recipe.use_depth,
         seed=args.seed,

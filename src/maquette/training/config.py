@@ -103,6 +103,7 @@ class TrainConfig:
         lpips: file of LPIPS weights (.safetensors, published names) for models whose objective has a perceptual term;
             None takes multi-scale SSIM in its place.
         lambda_depth: weight of the depth term, >= 0; None: the model's.
+        lambda_ssim: weight of the multi-scale SSIM that stands in for LPIPS, >= 0; None: the model's.
         schedule_seconds: None, or the training time in seconds after which the run is over: the learning rate then
             follows the larger share of `steps` and of this time. A run that depends on the clock cannot be repeated
             exactly, nor continued exactly as without an interruption.
@@ -122,6 +123,7 @@ class TrainConfig:
     use_depth: bool = True
     lpips: str | None = None
     lambda_depth: float | None = None
+    lambda_ssim: float | None = None
     schedule_seconds: float | None = None
     max_bad_steps: int = 50
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -141,6 +143,7 @@ class TrainConfig:
             ("input_size", self.input_size if self.input_size is not None else 16, 16),
             ("schedule_seconds", self.schedule_seconds if self.schedule_seconds is not None else 1, 1),
             ("lambda_depth", self.lambda_depth if self.lambda_depth is not None else 0, 0),
+            ("lambda_ssim", self.lambda_ssim if self.lambda_ssim is not None else 0, 0),
             ("sampling.num_inputs", sampling.num_inputs, 1),
             ("sampling.target_views", sampling.target_views, 1),
             ("sampling.input_targets", sampling.input_targets, 0),

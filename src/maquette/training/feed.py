@@ -9,14 +9,13 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from maquette.cameras import Cameras
 from maquette.data.dataset import INPUT, RenderedDataset
 from maquette.data.depths import decode_levels
 from maquette.data.layout import read_index
-from maquette.nn.depth import pool_depths
+from maquette.nn.posed_images import resize_views
 from maquette.training.config import TrainConfig
 from maquette.training.sampling import ViewSampler
 from maquette.views import Views
@@ -156,17 +155,3 @@ def expected_bytes(root: Path, split: str, *, input_depths: bool = False) -> int
 
 def _resized(views: Views, size: int | None) -> Views:
     return views if size is None else resize_views(views, size)
-
-
-def resize_views(views: Views, size: int) -> Views:
-    """Views at `size` x `size` pixels, antialiased, colours weighted by alpha; depths lose pixels at edges."""
-    if (views.cameras.height, views.cameras.width) == (size, size):
-        return views
-    alpha = views.images[..., 3:, :, :]
-    stacked = torch.cat([views.images[..., :3, :, :] * alpha, alpha], dim=-3)
-    lead = stacked.shape[:-3]
-    flat = F.interpolate(stacked.flatten(0, -4), size=(size, size), mode="bilinear", antialias=True)
-    color = torch.where(flat[:, 3:] > 1e-4, flat[:, :3] / flat[:, 3:].clamp_min(1e-4), 0.0)
-    images = torch.cat([color, flat[:, 3:]], dim=1).clamp(0, 1)
-    depths = None if views.depths is None else pool_depths(views.depths, size)
-    return Views(images.reshape(*lead, 4, size, size), views.cameras.resized(size, size), depths)

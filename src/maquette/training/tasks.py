@@ -52,6 +52,8 @@ def build_task(config: TrainConfig) -> Task:
             params = dataclasses.replace(params, output_size=config.target_size)
         if config.lambda_depth is not None:
             params = dataclasses.replace(params, lambda_depth=config.lambda_depth)
+        if config.lambda_ssim is not None:
+            params = dataclasses.replace(params, lambda_ssim=config.lambda_ssim)
         if not config.use_depth:
             params = dataclasses.replace(params, lambda_depth=0.0, lambda_opacity=0.0)
         target_size = params.output_size if config.input_size is not None else None

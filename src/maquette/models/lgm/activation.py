@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maquette.gaussians import Gaussians
-from maquette.models.lgm.inputs import IMAGENET_MEAN, IMAGENET_STD
 from maquette.models.lgm.params import LGMParams
+from maquette.nn.posed_images import IMAGENET_MEAN, IMAGENET_STD
 
 _DEPTH_LIMIT = 0.9
 _OFFSET_LIMIT = 0.3

@@ -17,16 +17,15 @@ from maquette.cameras import Cameras
 from maquette.errors import InvalidInputError
 from maquette.gaussians import Gaussians
 from maquette.models.lgm.augment import random_grid_distortion, random_orbit_jitter
-from maquette.models.lgm.inputs import network_inputs, normalize_poses, resize_images, select_cameras
+from maquette.models.lgm.inputs import model_inputs
 from maquette.models.lgm.params import LGMParams
 from maquette.nn.depth import pool_depths
 from maquette.nn.lpips import LPIPS
 from maquette.nn.objective import ObjectiveResult
-from maquette.nn.ssim import multi_scale_ssim
-from maquette.raster import render_gaussians
+from maquette.nn.posed_images import network_inputs, normalize_poses, resize_images, select_cameras
+from maquette.nn.rendered_loss import RenderedLoss
 from maquette.views import Views
 
-_LPIPS_SIZE = 256
 _DEPTH_BETA = 0.02
 """Below this error the depth term is quadratic, world units."""
 
@@ -47,7 +46,7 @@ class LGMObjective:
 
     def __call__(
         self,
-        network: Callable[[Tensor], Gaussians],
+        network: Callable[..., Gaussians],
         inputs: Views,
         targets: Views,
         generator: torch.Generator,
@@ -56,7 +55,7 @@ class LGMObjective:
         """Evaluates the objective on a batch.
 
         Args:
-            network: maps `[B, 4, 9, H, W]` to Gaussians `[B, N]`.
+            network: maps what `model_inputs` gives to Gaussians `[B, N]`.
             inputs: the input views, `[B, 4]`; with depths for presets whose `needs_depth` is true.
             targets: the supervised views, `[B, V]`.
             generator: source of the augmentations; may live on another device than the views.
@@ -81,16 +80,20 @@ class LGMObjective:
             front = select_cameras(input_cameras, slice(0, 1))
             target_cameras = normalize_poses(target_cameras, front, params.camera_radius)
             input_cameras = normalize_poses(input_cameras, front, params.camera_radius)
-        images = resize_images(inputs.composited(), params.input_size)
-        seen_images, seen_cameras = images, input_cameras
-        if training:
-            seen_images, seen_cameras = self._augmented(images, input_cameras, generator)
-        gaussians = network(network_inputs(seen_images, seen_cameras, params.input_size))
+        if params.parametrization == "hull":
+            gaussians = network(*model_inputs(Views(inputs.images, input_cameras), params))
+            unchanged = torch.ones(inputs.images.shape[:2], dtype=torch.bool, device=inputs.images.device)
+        else:
+            images = resize_images(inputs.composited(), params.input_size)
+            seen_images, seen_cameras = images, input_cameras
+            if training:
+                seen_images, seen_cameras = self._augmented(images, input_cameras, generator)
+            gaussians = network(network_inputs(seen_images, seen_cameras, params.input_size))
+            unchanged = (seen_images == images).flatten(2).all(-1)
+            unchanged &= (seen_cameras.world_to_camera == input_cameras.world_to_camera).flatten(2).all(-1)
         backgrounds = self._backgrounds(targets, generator if training else None)
         extra: dict[str, Tensor] = {}
         if params.needs_depth and inputs.depths is not None:
-            unchanged = (seen_images == images).flatten(2).all(-1)
-            unchanged &= (seen_cameras.world_to_camera == input_cameras.world_to_camera).flatten(2).all(-1)
             alpha = inputs.images[:, :, 3].float()
             extra = surface_terms(gaussians, input_cameras, inputs.depths.float(), alpha, unchanged, params.splat_size)
         return self._compare(gaussians, targets, target_cameras, backgrounds, extra)
@@ -122,41 +125,27 @@ class LGMObjective:
         self, gaussians: Gaussians, targets: Views, cameras: Cameras, backgrounds: Tensor, extra: dict[str, Tensor]
     ) -> ObjectiveResult:
         """The result on the target views; `extra` are the surface terms, or empty."""
-        size = self.params.output_size
-        alpha = targets.images[:, :, 3:].float()
-        color = targets.images[:, :, :3].float() * alpha + backgrounds[..., None, None] * (1 - alpha)
-        color, alpha = resize_images(color, size), resize_images(alpha, size)
-        if self.params.composite_twice:
-            color = color * alpha + backgrounds[..., None, None] * (1 - alpha)
-        rendered = render_gaussians(gaussians, cameras.resized(size, size), background=backgrounds)
-        predicted = rendered.color.clamp(0.0, 1.0)
-        mse = F.mse_loss(predicted, color)
-        mse_alpha = F.mse_loss(rendered.alpha[:, :, None], alpha)
-        loss = mse + mse_alpha
-        metrics = {"mse": mse, "mse_alpha": mse_alpha, "psnr": -10 * torch.log10(mse.detach().clamp_min(1e-10))}
-        if self.lpips is not None and self.params.lambda_lpips > 0:
-            metrics["lpips"] = self._perceptual(self.lpips.to(color.device), color, predicted)
-            loss = loss + self.params.lambda_lpips * metrics["lpips"]
-        elif self.params.lambda_ssim > 0:
-            metrics["ms_ssim"] = multi_scale_ssim(predicted, color).mean()
-            loss = loss + self.params.lambda_ssim * (1 - metrics["ms_ssim"])
+        params = self.params
+        compare = RenderedLoss(
+            size=params.output_size,
+            composite_twice=params.composite_twice,
+            lpips=self.lpips,
+            lambda_lpips=params.lambda_lpips,
+            lambda_ssim=params.lambda_ssim,
+        )
+        compared = compare(gaussians, targets, cameras, backgrounds)
+        loss, metrics = compared.loss, dict(compared.metrics)
         if extra:
             metrics |= extra
-            loss = loss + self.params.lambda_depth * extra["depth"] + self.params.lambda_opacity * extra["transparency"]
+            loss = loss + params.lambda_depth * extra["depth"] + params.lambda_opacity * extra["transparency"]
         metrics["loss"] = loss
         shown = slice(0, self.max_pictures)
         return ObjectiveResult(
             loss=loss,
             metrics={name: value.detach() for name, value in metrics.items()},
-            pictures=predicted[shown].detach(),
-            references=color[shown].detach(),
+            pictures=compared.predicted[shown].detach(),
+            references=compared.references[shown].detach(),
         )
-
-    @staticmethod
-    def _perceptual(lpips: LPIPS, reference: Tensor, predicted: Tensor) -> Tensor:
-        resized = [resize_images(image, _LPIPS_SIZE).flatten(0, 1) * 2 - 1 for image in (reference, predicted)]
-        distances: Tensor = lpips(*resized)
-        return distances.mean()
 
 
 def surface_terms(

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from maquette.cameras import Cameras
-from maquette.models.lgm.inputs import network_inputs, normalize_poses, resize_images
 from maquette.models.lgm.params import LGMParams, RotationAxis
+from maquette.nn.posed_images import network_inputs, normalize_poses, opengl_poses_of_objaverse, resize_images
 
 Z_NEAR, Z_FAR = 0.5, 2.5
 """Clipping planes of the official projection matrix."""
@@ -141,10 +141,7 @@ class OfficialSample:
 
 def cameras_from_dataset_poses(poses: Tensor, size: int, params: LGMParams) -> Cameras:
     """Cameras `[V]` from the poses of the official data set (Blender world, OpenCV camera), `[V, 4, 4]`."""
-    world = poses.clone()
-    world[:, 1] *= -1
-    world = world[:, [0, 2, 1, 3]]
-    world[:, :3, 1:3] *= -1
+    world = opengl_poses_of_objaverse(poses)
     world[:, :3, 3] *= params.camera_radius / 1.5
     return Cameras.from_opengl_poses(world, params.fov_deg, size, size)
 

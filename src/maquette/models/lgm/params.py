@@ -121,6 +121,10 @@ class LGMParams:
                 f"{self.name}: the hull needs one Gaussian per pixel, splat_size {self.input_size}, got "
                 f"{self.splat_size}"
             )
+        if self.parametrization == "hull" and (self.grid_distortion_prob or self.camera_jitter_prob):
+            raise InvalidInputError(
+                f"{self.name}: the hull needs exact views: grid_distortion_prob and camera_jitter_prob must be 0"
+            )
         for field in ("grid_distortion_prob", "camera_jitter_prob", "random_background_prob"):
             value = getattr(self, field)
             if not 0.0 <= value <= 1.0:
@@ -220,15 +224,15 @@ LGM_TINY = LGMParams(
 
 LGM_MINI = LGMParams(
     name="lgm-mini",
-    down_channels=(64, 128, 192),
+    down_channels=(64, 128, 160),
     down_attention=(False, False, True),
-    up_channels=(192, 128, 64),
+    up_channels=(160, 128, 64),
     up_attention=(True, False, False),
     splat_size=256,
     output_size=256,
     down_layers=1,
     mid_layers=6,
-    num_heads=3,
+    num_heads=5,
     patch_size=2,
     parametrization="hull",
     normalize_poses=False,

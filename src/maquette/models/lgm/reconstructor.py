@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor
 
 from maquette.errors import InvalidInputError
 from maquette.gaussians import Gaussians
-from maquette.models.lgm.inputs import network_inputs
+from maquette.models.lgm.inputs import model_inputs
 from maquette.models.lgm.network import LGM
+from maquette.nn.posed_images import warn_about_cameras
 from maquette.views import Views
-
-_RADIUS_TOLERANCE = 0.15
-_FOV_TOLERANCE_DEG = 3.0
 
 
 class LGMReconstructor:
@@ -49,30 +45,10 @@ class LGMReconstructor:
                 f"{params.name} needs exactly {params.num_input_views} views per object "
                 f"([4, 4, H, W] or [B, 4, 4, H, W]), got images {list(views.images.shape)}"
             )
-        self._warn_about_cameras(views)
+        warn_about_cameras(views.cameras, params.name, params.camera_radius, params.fov_deg)
         with torch.inference_mode():
-            images, cameras = views.composited().to(self.device), views.cameras.to(self.device)
-            inputs = network_inputs(images, cameras, params.input_size)
-            gaussians: Gaussians = self.network(inputs if lead else inputs[None])
+            views = views.to(self.device)
+            batch = views if lead else Views(views.images[None], views.cameras.reshape(1, views.num_views))
+            gaussians: Gaussians = self.network(*model_inputs(batch, params))
         result = gaussians.map(Tensor.clone)  # usual tensors, not inference ones
         return result if lead else result[0]
-
-    def _warn_about_cameras(self, views: Views) -> None:
-        params, cameras = self.network.params, views.cameras
-        distances = cameras.positions.norm(dim=-1)
-        if bool(((distances - params.camera_radius).abs() > _RADIUS_TOLERANCE).any()):
-            low, high = float(distances.min()), float(distances.max())
-            warnings.warn(
-                f"{params.name} expects cameras {params.camera_radius} from the origin, got {low:.2f} to {high:.2f}: "
-                "scale the scene, or let `maquette generate` do it",
-                stacklevel=3,
-            )
-        tangent = 0.5 * cameras.height / cameras.intrinsics[..., 1, 1]
-        fov_deg = torch.rad2deg(2 * torch.atan(tangent))
-        if bool(((fov_deg - params.fov_deg).abs() > _FOV_TOLERANCE_DEG).any()):
-            low, high = float(fov_deg.min()), float(fov_deg.max())
-            warnings.warn(
-                f"{params.name} expects a field of view of {params.fov_deg} degrees, got {low:.1f} to {high:.1f}: "
-                "crop or pad the pictures, or let `maquette generate` do it",
-                stacklevel=3,
-            )

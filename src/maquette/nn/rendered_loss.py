@@ -1,0 +1,96 @@
+"""How rendered Gaussians are compared with pictures: MSE of colour and alpha, and a perceptual term.
+
+Source: LGM (Tang et al., ECCV 2024), section 3.4; Gamba trains with the same terms. Without LPIPS weights, multi-scale
+SSIM takes the place of LPIPS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from maquette.cameras import Cameras
+from maquette.gaussians import Gaussians
+from maquette.nn.lpips import LPIPS
+from maquette.nn.posed_images import resize_images
+from maquette.nn.ssim import multi_scale_ssim
+from maquette.raster import render_gaussians
+from maquette.views import Views
+
+_LPIPS_SIZE = 256
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Outcome of a comparison.
+
+    Attributes:
+        loss: scalar.
+        metrics: named scalars, not detached: "mse", "mse_alpha", "psnr", and "lpips" or "ms_ssim".
+        predicted: rendered pictures, clamped to 0..1, `[B, V, 3, size, size]`.
+        references: the true ones on the same backgrounds, same shape.
+    """
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor]
+    predicted: Tensor
+    references: Tensor
+
+
+@dataclass(frozen=True)
+class RenderedLoss:
+    """Renders Gaussians at the cameras of true pictures and compares.
+
+    Attributes:
+        size: side of the compared pictures, px.
+        composite_twice: whether the references go over the background a second time, as in the official training
+            code; it lightens half-transparent edges.
+        lpips: perceptual term; None uses multi-scale SSIM in its place.
+        lambda_lpips: weight of LPIPS.
+        lambda_ssim: weight of 1 - multi-scale SSIM where there is no LPIPS.
+    """
+
+    size: int
+    composite_twice: bool = True
+    lpips: LPIPS | None = None
+    lambda_lpips: float = 1.0
+    lambda_ssim: float = 0.5
+
+    def __call__(self, gaussians: Gaussians, targets: Views, cameras: Cameras, backgrounds: Tensor) -> Compared:
+        """Compares Gaussians `[B, N]` with views `[B, V]`.
+
+        Args:
+            gaussians: predictions.
+            targets: the true pictures.
+            cameras: of the targets, `[B, V]`, in the world of the Gaussians.
+            backgrounds: colours behind both, `[B, V, 3]`.
+        """
+        size = self.size
+        alpha = targets.images[:, :, 3:].float()
+        color = targets.images[:, :, :3].float() * alpha + backgrounds[..., None, None] * (1 - alpha)
+        color, alpha = resize_images(color, size), resize_images(alpha, size)
+        if self.composite_twice:
+            color = color * alpha + backgrounds[..., None, None] * (1 - alpha)
+        rendered = render_gaussians(gaussians, cameras.resized(size, size), background=backgrounds)
+        predicted = rendered.color.clamp(0.0, 1.0)
+        mse = F.mse_loss(predicted, color)
+        mse_alpha = F.mse_loss(rendered.alpha[:, :, None], alpha)
+        loss = mse + mse_alpha
+        metrics = {"mse": mse, "mse_alpha": mse_alpha, "psnr": -10 * torch.log10(mse.detach().clamp_min(1e-10))}
+        if self.lpips is not None and self.lambda_lpips > 0:
+            metrics["lpips"] = _perceptual(self.lpips.to(color.device), color, predicted)
+            loss = loss + self.lambda_lpips * metrics["lpips"]
+        elif self.lambda_ssim > 0:
+            metrics["ms_ssim"] = multi_scale_ssim(predicted, color).mean()
+            loss = loss + self.lambda_ssim * (1 - metrics["ms_ssim"])
+        return Compared(loss, metrics, predicted, color)
+
+
+def _perceptual(lpips: LPIPS, reference: Tensor, predicted: Tensor) -> Tensor:
+    resized = [resize_images(image, _LPIPS_SIZE).flatten(0, 1) * 2 - 1 for image in (reference, predicted)]
+    distances: Tensor = lpips(*resized)
+    return distances.mean()
