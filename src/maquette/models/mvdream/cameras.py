@@ -1,0 +1,26 @@
+"""Camera conditions of MVDream: poses on the unit sphere in a world with Z up, flattened."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from maquette.cameras import Cameras
+
+
+def camera_conditions(
+    num_views: int = 4, elevation_deg: float = 0.0, *, first_azimuth_deg: float = 0.0, with_picture: bool = False
+) -> Tensor:
+    """Conditions of cameras all around the object, `[num_views, 16]` (or one more).
+
+    Args:
+        num_views: number of cameras, evenly spaced in azimuth.
+        elevation_deg: of all cameras, in [-90, 90], above is positive.
+        first_azimuth_deg: where the first camera stands.
+        with_picture: appends the all-zero camera that stands for the prompt picture.
+    """
+    azimuths = first_azimuth_deg + torch.arange(num_views, dtype=torch.float64) * (360.0 / num_views)
+    poses = Cameras.orbit(azimuths, elevation_deg, radius=1.0).opengl_poses()
+    x, y, z, last = poses.unbind(dim=-2)
+    conditions = torch.stack([x, -z, y, last], dim=-2).flatten(-2)
+    return torch.cat([conditions, conditions.new_zeros(1, conditions.shape[-1])]) if with_picture else conditions
