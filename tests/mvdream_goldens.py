@@ -86,7 +86,7 @@ class Inputs:
 
     def predict(self, network: MultiViewUNet) -> Tensor:
         """The network's output in its own precision, frames of all objects in a row."""
-        dtype = network.out[2].weight.dtype
+        dtype = network.dtype
         picture = None if self.image_tokens is None else network.image_embed(self.image_tokens.to(dtype))
         latents = None if self.picture_latents is None else self.picture_latents.to(dtype)
         output: Tensor = network(

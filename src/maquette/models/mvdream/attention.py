@@ -46,7 +46,8 @@ class Attention(nn.Module):
         return result
 
     def _split(self, values: Tensor) -> Tensor:
-        return values.unflatten(-1, (-1, self.head_channels)).transpose(1, 2)  # [B, heads, N, C / heads]
+        batch, count, _ = values.shape
+        return values.reshape(batch, count, -1, self.head_channels).transpose(1, 2)  # [B, heads, N, C / heads]
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         key, value = self._split(key), self._split(value)
@@ -67,7 +68,8 @@ class GatedLinear(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Maps `[..., in_channels]` to `[..., out_channels]`."""
         value, gate = self.proj(tokens).chunk(2, dim=-1)
-        return value * F.gelu(gate)
+        gated: Tensor = value * F.gelu(gate)
+        return gated
 
 
 class FeedForward(nn.Module):
@@ -119,11 +121,11 @@ class MultiViewTransformer(nn.Module):
 
     def forward(self, features: Tensor, text: Tensor, picture: Tensor | None) -> Tensor:
         """Features `[B * F, C, H, W]`, frames of an object side by side; F follows from the text `[B, T, D]`."""
-        height, width = features.shape[-2:]
-        frames = len(features) // len(text)
+        rows, channels, height, width = features.shape
         tokens = self.norm(features).flatten(2).mT  # [B * F, L, C]
-        tokens = self.proj_in(tokens).unflatten(0, (-1, frames)).flatten(1, 2)
+        tokens = self.proj_in(tokens).reshape(len(text), -1, channels)
         for block in self.transformer_blocks:
             tokens = block(tokens, text, picture)
-        tokens = self.proj_out(tokens).unflatten(1, (frames, -1)).flatten(0, 1)
-        return features + tokens.mT.unflatten(2, (height, width))
+        tokens = self.proj_out(tokens).reshape(rows, height * width, channels)
+        result: Tensor = features + tokens.mT.reshape(rows, channels, height, width)
+        return result

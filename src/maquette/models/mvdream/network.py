@@ -160,6 +160,11 @@ class MultiViewUNet(nn.Module):
                     layers.append(Upsample(channels))
                 self.output_blocks.append(Stage(layers))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(self.parameters()).dtype
+
     def slice_attention(self, sliced: bool = True) -> None:
         """Computes attention one object and head at a time from now on (or no longer): slower, less memory."""
         for module in self.modules():
@@ -193,7 +198,7 @@ class MultiViewUNet(nn.Module):
         batch, frames = latents.shape[:2]
         if picture_latents is not None:
             latents = torch.cat([latents[:, :-1], picture_latents[:, None].to(latents.dtype)], dim=1)
-        dtype = self.out[2].weight.dtype
+        dtype = self.dtype
         sinusoid = timestep_embedding(timesteps, self.params.base_channels).to(dtype)
         embedding = self.time_embed(sinusoid)[:, None] + self.camera_embed(cameras.to(dtype))
         embedding, features = embedding.flatten(0, 1), latents.flatten(0, 1).to(dtype)
@@ -205,7 +210,7 @@ class MultiViewUNet(nn.Module):
         for block in self.output_blocks:
             features = block(torch.cat([features, skips.pop()], dim=1), embedding, text, picture)
         result: Tensor = self.out(features)
-        return result.unflatten(0, (batch, frames))
+        return result.reshape(batch, frames, *result.shape[1:])
 
     def _check(self, latents: Tensor, picture: Tensor | None, picture_latents: Tensor | None) -> None:
         wanted = self.params.resampler is not None

@@ -27,7 +27,8 @@ class ResamplerAttention(nn.Module):
         tokens, latents = self.norm1(tokens), self.norm2(latents)
         key, value = self.to_kv(torch.cat([tokens, latents], dim=1)).chunk(2, dim=-1)
         query, key, value = (
-            part.unflatten(-1, (-1, self.head_channels)).transpose(1, 2) for part in (self.to_q(latents), key, value)
+            part.reshape(len(part), part.shape[1], -1, self.head_channels).transpose(1, 2)
+            for part in (self.to_q(latents), key, value)
         )
         mixed = F.scaled_dot_product_attention(query, key, value)
         result: Tensor = self.to_out(mixed.transpose(1, 2).flatten(2))
