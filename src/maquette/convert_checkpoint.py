@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from maquette.errors import FileFormatError, InvalidInputError, WeightsError
+from maquette.generators import GENERATORS, get_generator
 from maquette.hub import discard_download, download, mismatch
 from maquette.models.lgm.official import network_state, rotation_axis_of
 from maquette.models.lgm.params import RotationAxis
@@ -111,6 +112,36 @@ def import_checkpoint(
     return target
 
 
+def import_folder(folder: str | Path, generator: str, *, destination: str | Path | None = None) -> Path:
+    """Converts a published folder of a generator of views into one weight file, after a strict check.
+
+    Args:
+        folder: with the components as diffusers lays them out, safetensors only.
+        generator: its name, see `maquette.generators`.
+        destination: file to write; None takes the generator's place in the store.
+
+    Returns:
+        The file written.
+
+    Raises:
+        InvalidInputError: unknown generator, or no such folder.
+        WeightsError: a component is missing, broken or does not fit.
+        MissingDependencyError: the extra `diffusion` is not installed.
+    """
+    from maquette.models.mvdream.official import check_components, read_folder
+
+    entry = get_generator(generator)
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InvalidInputError(f"no folder {folder}: give the published one; {entry.how_to_get}")
+    state = read_folder(folder, entry.params)
+    check_components(entry.params, state, folder)
+    target = Path(destination) if destination is not None else stored_file(entry.name)
+    metadata = {"model": entry.name, "source": folder.resolve().name, "license": entry.license}
+    write_weights(target, state, metadata)
+    return target
+
+
 def _official_facts(entry: ModelEntry, path: str | Path) -> dict[str, str]:
     """Origin and checksum if the file is the published one of the model; otherwise nothing, and a warning."""
     published = entry.hub_file
@@ -140,6 +171,8 @@ def pull(name: str, *, endpoint: str | None = None, progress: Callable[[int, int
         DownloadError: the download failed; says how to do it by hand.
         WeightsError: the file does not fit the network.
     """
+    if name in GENERATORS:
+        raise InvalidInputError(f"{name} is not pulled, it is imported from a folder: {GENERATORS[name].how_to_get}")
     entry = get_entry(name)
     if entry.hub_file is None:
         published = [other.name for other in MODELS.values() if other.hub_file is not None]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maquette.errors import InvalidInputError, WeightsError
+from maquette.generators import GENERATORS
 from maquette.hub import HubFile
 from maquette.models.lgm.params import LGM_BIG, LGM_LRM, LGM_MINI, LGM_SMALL, LGM_TINY, LGMParams
 from maquette.weights import find_weights, load_strictly, read_metadata, read_weights
@@ -115,6 +116,8 @@ def get_entry(name: str) -> ModelEntry:
     Raises:
         InvalidInputError: no such model; lists the valid names.
     """
+    if name in GENERATORS:
+        raise InvalidInputError(f"{name} makes views, not Gaussians: choose one of {', '.join(MODELS)}")
     if name not in MODELS:
         raise InvalidInputError(f"no model {name!r}: choose one of {', '.join(MODELS)}")
     return MODELS[name]
@@ -191,6 +194,8 @@ def load(
 
     device = choose_device(device)
     text = str(name_or_path)
+    if text in GENERATORS:
+        get_entry(text)  # says what it is instead
     if text in MODELS:
         return LGMReconstructor(load_network(text, None, device, dtype))
     path = Path(name_or_path)

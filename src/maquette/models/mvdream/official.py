@@ -20,9 +20,6 @@ from maquette.models.mvdream.network import MultiViewUNet
 from maquette.models.mvdream.params import MVDreamParams
 from maquette.weights import check_state, read_weights
 
-HUB_REPOSITORIES = {"mvdream": "ashawkey/mvdream-sd2.1-diffusers", "imagedream": "ashawkey/imagedream-ipmv-diffusers"}
-"""Where the published folders lie. No revision and checksum of them is known to us, so nothing downloads them."""
-
 ORIGINAL_PREFIX = "model.diffusion_model."
 """Before the names of the U-Net in the original checkpoints."""
 
@@ -74,8 +71,8 @@ def read_folder(folder: str | Path, params: MVDreamParams) -> dict[str, Tensor]:
         files = [folder / component / name for name in _WEIGHT_FILES if (folder / component / name).is_file()]
         if not files:
             raise WeightsError(
-                f"{folder / component} holds none of {', '.join(_WEIGHT_FILES)}: give the whole folder of "
-                f"{HUB_REPOSITORIES.get(params.name, 'a diffusers model')}"
+                f"{folder / component} holds none of {', '.join(_WEIGHT_FILES)}: give the whole published folder "
+                f"({', '.join(component_names(params))}, tokenizer)"
             )
         tensors = component_state(component, read_weights(files[0])[0])
         state |= {f"{component}.{name}": value for name, value in tensors.items()}
