@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 
@@ -43,7 +44,7 @@ TINY_IMAGEDREAM = dataclasses.replace(
 )
 
 
-def random_pipeline(params: MVDreamParams, **options: bool) -> MultiViewPipeline:
+def random_pipeline(params: MVDreamParams, **options: Any) -> MultiViewPipeline:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return untrained_pipeline(params, **options)

@@ -22,8 +22,8 @@ def timestep_embedding(timesteps: Tensor, channels: int) -> Tensor:
     Computed in float32 whatever the network's precision, as in the official code.
     """
     half = channels // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
-    angles = timesteps.to(torch.float32)[:, None] * torch.exp(-math.log(_MAX_PERIOD) * exponents)
+    exponents = -math.log(_MAX_PERIOD) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
+    angles = timesteps.to(torch.float32)[:, None] * exponents.exp()
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 

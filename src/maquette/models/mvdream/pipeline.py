@@ -99,7 +99,6 @@ class MultiViewPipeline:
                     parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         parts.unet.slice_attention(attention_slicing)
 
-    @torch.inference_mode()
     def __call__(
         self,
         prompt: str = "",
@@ -142,19 +141,20 @@ class MultiViewPipeline:
         samples = []
         for index in range(num_samples):
             generator = torch.Generator().manual_seed(seed + index)
-            conditions = self.conditions(
-                prompt,
-                picture,
-                negative_prompt=negative_prompt if guidance > 1 else None,
-                elevation_deg=elevation_deg,
-                generator=generator,
-            )
             report = None if progress is None else _shifted(progress, index, num_samples)
-            latents = self._sample(conditions, steps, guidance, sampler, eta, generator, report)
-            with self._in_place(self.parts.codec.network):
-                images = self.parts.codec.decode(latents[0, : self.params.num_views])
-            samples.append(images.roll(-self.params.front_view, dims=0))
-        return torch.stack(samples).clone()
+            with torch.inference_mode():
+                conditions = self.conditions(
+                    prompt,
+                    picture,
+                    negative_prompt=negative_prompt if guidance > 1 else None,
+                    elevation_deg=elevation_deg,
+                    generator=generator,
+                )
+                latents = self.sample(
+                    conditions, steps, guidance, sampler=sampler, eta=eta, generator=generator, progress=report
+                )
+                samples.append(self.decode(latents))
+        return torch.cat(samples)  # a usual tensor, not an inference one
 
     def conditions(
         self,
@@ -191,17 +191,18 @@ class MultiViewPipeline:
             adapted = self.parts.unet.image_embed(tokens)
         return Conditions(text, cameras, adapted, latents)
 
-    def _sample(
+    def sample(
         self,
         conditions: Conditions,
         steps: int,
         guidance: float,
-        sampler: Sampler,
-        eta: float,
+        *,
         generator: torch.Generator,
-        progress: Callable[[int, int], None] | None,
+        sampler: Sampler = "ddim",
+        eta: float = 0.0,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        """Latents `[1, F, C, h, w]` of one object."""
+        """Latents of all frames of one object, `[1, F, C, h, w]`; arguments as in `__call__`."""
         params, rows = self.params, len(conditions.text)
         size = params.latent_size
         start = torch.randn(1, params.num_frames, params.unet.in_channels, size, size, generator=generator)
@@ -229,6 +230,14 @@ class MultiViewPipeline:
                 generator=generator,
                 progress=progress,
             )
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures `[B, V, 3, S, S]` of latents `[B, F, C, h, w]`, front first."""
+        views = latents[:, : self.params.num_views]
+        with self._in_place(self.parts.codec.network):
+            images = self.parts.codec.decode(views.flatten(0, 1))
+        images = images.reshape(*views.shape[:2], *images.shape[1:])
+        return images.roll(-self.params.front_view, dims=1)
 
     def _check_inputs(self, prompt: str, picture: Tensor | None) -> None:
         name = self.params.name
