@@ -18,8 +18,9 @@ from torch import Tensor
 from maquette.errors import FileFormatError, InvalidInputError, WeightsError
 from maquette.generators import GENERATORS, get_generator
 from maquette.hub import discard_download, download, mismatch
+from maquette.models.gamba import official as gamba_official
 from maquette.models.lgm.official import network_state, rotation_axis_of
-from maquette.models.lgm.params import RotationAxis
+from maquette.models.lgm.params import LGMParams, RotationAxis
 from maquette.registry import MODELS, ModelEntry, get_entry
 from maquette.weights import check_state, read_weights, stored_file, write_weights
 
@@ -84,7 +85,7 @@ def import_checkpoint(
     Args:
         path: see `read_checkpoint`.
         model: registry name.
-        rotation_axis: how the checkpoint normalises quaternions; None decides by the file name (see
+        rotation_axis: of LGM: how the checkpoint normalises quaternions; None decides by the file name (see
             `maquette.models.lgm.official.rotation_axis_of`).
         destination: file to write; None takes the model's place in the store.
 
@@ -97,7 +98,8 @@ def import_checkpoint(
         WeightsError: it does not fit the model.
     """
     entry = get_entry(model)
-    state = network_state(read_checkpoint(path))
+    params, state = entry.params, read_checkpoint(path)
+    state = network_state(state) if isinstance(params, LGMParams) else gamba_official.network_state(state, params)
     with torch.device("meta"):
         network = entry.build()
     check_state(network, state, path)
@@ -106,9 +108,11 @@ def import_checkpoint(
         raise WeightsError(f"{path} holds values that are not finite, in {', '.join(bad[:3])}")
     target = Path(destination) if destination is not None else stored_file(entry.name)
     official = _official_facts(entry, path)
-    named = entry.hub_file.filename if entry.hub_file is not None and official else str(path)
-    metadata = {"model": entry.name, "rotation_axis": rotation_axis or rotation_axis_of(named)}
-    write_weights(target, state, metadata | {"source": Path(path).name, "license": entry.license} | official)
+    metadata = {"model": entry.name, "source": Path(path).name, "license": entry.license}
+    if isinstance(params, LGMParams):
+        named = entry.hub_file.filename if entry.hub_file is not None and official else str(path)
+        metadata["rotation_axis"] = rotation_axis or rotation_axis_of(named)
+    write_weights(target, state, metadata | official)
     return target
 
 

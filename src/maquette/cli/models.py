@@ -89,7 +89,7 @@ def run_info(args: InfoArgs) -> int:
         ("family", entry.family),
         ("summary", entry.summary),
         ("parameters", f"{entry.num_parameters:,}"),
-        ("input", f"{params.num_input_views} views of {params.input_size} x {params.input_size} px, "
+        ("input", f"{_views_text(params.num_input_views)} of {params.input_size} x {params.input_size} px, "
                   f"{params.fov_deg} degrees, {params.camera_radius} from the origin"),
         ("output", f"{params.num_gaussians:,} Gaussians"),
         ("license", entry.license),
@@ -202,6 +202,10 @@ def _metadata_facts(path: Path) -> list[tuple[str, str]]:
     known = ("source", "origin", "rotation_axis", "step")
     metadata = read_metadata(path)
     return [(name, metadata[name]) for name in known if name in metadata]
+
+
+def _views_text(count: int) -> str:
+    return "1 view" if count == 1 else f"{count} views"
 
 
 def _size_text(size_bytes: int) -> str:
