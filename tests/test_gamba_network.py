@@ -263,9 +263,10 @@ def test_wrong_shapes_are_named() -> None:
         ({"num_parts": 5}, "divide the 1024 tokens"),
         ({"encoder_size": 100}, "multiple of 14 px"),
         ({"drop_path": 1.5}, "drop_path"),
+        ({"cells_per_token": 0, "width": 0}, "width, cells_per_token must be at least 1"),
         ({"lambda_radial": -1.0}, "lambda_radial"),
         ({"position_mode": "ray", "depth_spread": 2.0}, "depth_spread"),
-        ({"encoder": ViTParams(32, 2, 2), "initial_opacity": 7.0}, "initial_opacity"),
+        ({"encoder": ViTParams(32, 2, 2), "initial_opacity": 1.0}, "initial_opacity must lie inside"),
     ],
 )
 def test_params_are_checked(changes: dict[str, Any], message: str) -> None:

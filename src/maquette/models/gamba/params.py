@@ -53,7 +53,7 @@ class GambaParams:
         offset_limit: with "ray", largest offset along each image axis, world units.
         color_mode: "direct" (official), or "blend": mixed with the colour of the cell, the weight is one more output.
         predict_rotation: whether Gaussians are rotated; the official ones never are.
-        initial_opacity: at initialisation, 0..1.
+        initial_opacity: at initialisation, between 0 and 1.
         initial_scale: at initialisation, world units, > 0; None: the official start, 0.1 softplus(-1.8).
         world: what the Gaussians are relative to: "camera" makes the input camera the front camera (official);
             "upright" turns the world about its vertical axis only, until the input camera is in front.
@@ -108,6 +108,10 @@ class GambaParams:
     random_background_prob: float = 0.0
 
     def __post_init__(self) -> None:
+        sizes = ("patch_size", "width", "num_layers", "state_size", "decoder_width", "cells_per_token", "num_bins")
+        small = [name for name in sizes if getattr(self, name) < 1]
+        if small:
+            raise InvalidInputError(f"{self.name}: {', '.join(small)} must be at least 1")
         if self.input_size < self.patch_size or self.input_size % self.patch_size:
             raise InvalidInputError(
                 f"{self.name}: input_size must be a multiple of patch_size {self.patch_size}, got {self.input_size}"
@@ -121,10 +125,12 @@ class GambaParams:
                 f"{self.name}: num_parts must divide the {self.num_tokens} tokens, got {self.num_parts}"
             )
         self.encoder.num_patches(self.encoder_size)
-        for field in ("drop_path", "initial_opacity", "random_background_prob"):
+        for field in ("drop_path", "random_background_prob"):
             value = getattr(self, field)
             if not 0.0 <= value <= 1.0:
                 raise InvalidInputError(f"{self.name}: {field} must lie in 0..1, got {value}")
+        if not 0.0 < self.initial_opacity < 1.0:
+            raise InvalidInputError(f"{self.name}: initial_opacity must lie inside 0..1, got {self.initial_opacity}")
         for field in ("lambda_lpips", "lambda_ssim", "lambda_radial", "depth_spread"):
             if not getattr(self, field) >= 0.0:
                 raise InvalidInputError(f"{self.name}: {field} must be at least 0, got {getattr(self, field)}")
