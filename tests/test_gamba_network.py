@@ -250,6 +250,25 @@ def test_mini_fits_the_budget_and_starts_sensibly() -> None:
     assert bool((depths.diff() > 0.15).all())
 
 
+def test_ours_works_on_smaller_pictures() -> None:
+    torch.manual_seed(0)
+    network = Gamba(SMALL).eval()
+    whole = dataclasses.replace(SMALL, input_size=64, encoder_size=64)
+    assert whole.at_input_size(32) == dataclasses.replace(SMALL, output_size=16)
+    network.params = SMALL.at_input_size(16)
+    assert (network.params.encoder_size, network.params.output_size, network.params.num_gaussians) == (16, 16, 64)
+    cameras = front_cameras(1, 32, SMALL)
+    image = torch.nn.functional.interpolate(torch.rand(1, 3, 4, 4), (32, 32), mode="bicubic").clamp(0, 1)
+    with torch.inference_mode():
+        small = network(*network_inputs(image, cameras, network.params))
+    assert small.means.shape == (1, 64, 3)
+    with pytest.raises(InvalidInputError, match="64 px: its positions are learned for each token"):
+        GOLDEN_MINI.at_input_size(64)
+    with pytest.raises(InvalidInputError, match="multiple of patch_size"):
+        SMALL.at_input_size(20)
+    assert GOLDEN_MINI.at_input_size(128) is GOLDEN_MINI
+
+
 def test_wrong_shapes_are_named() -> None:
     with pytest.raises(InvalidInputError, match=r"\[B, 9, 32, 32\] and \[B, 3, 32, 32\], got \[1, 9, 16, 16\]"):
         Gamba(SMALL)(torch.zeros(1, 9, 16, 16), torch.zeros(1, 3, 32, 32))

@@ -260,8 +260,14 @@ class Gamba(nn.Module):
             local = patches.mT.reshape(*patches.mT.shape[:2], side, side)
             cells = cells + F.interpolate(local, size=cells.shape[2:], mode="bilinear", align_corners=False)
         if self.params.factorized_positions:
-            cells = cells + self.grid_embed
+            cells = cells + self._grid_positions(cells.shape[2])
         return scan_cells(cells)
+
+    def _grid_positions(self, size: int) -> Tensor:
+        """The learned positions of the cells, interpolated for pictures of another size, `[1, C, size, size]`."""
+        if size == self.grid_embed.shape[2]:
+            return self.grid_embed
+        return F.interpolate(self.grid_embed.float(), size=(size, size), mode="bilinear", antialias=True)
 
     def raw_gaussians(self, images_and_rays: Tensor, pictures: Tensor) -> RawGaussians:
         """Values before activation; the Gaussians are ordered by scan, cell of the scan, row, column in the cell.

@@ -6,6 +6,7 @@ the released code differ the preset follows the code, so that the published weig
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -138,6 +139,26 @@ class GambaParams:
             raise InvalidInputError(
                 f"{self.name}: depth_spread must be below depth_limit {self.depth_limit}, got {self.depth_spread}"
             )
+
+    def at_input_size(self, size: int) -> GambaParams:
+        """The same network on other pictures: input, encoder's picture and rendered pictures scale by one factor.
+
+        All weights fit where positions are learned per cell, because those are interpolated.
+
+        Args:
+            size: side of the square input pictures, px.
+
+        Raises:
+            InvalidInputError: the positions are learned per token, or a size would not be a multiple of its patches.
+        """
+        if size == self.input_size:
+            return self
+        scaled = [self.encoder_size * size, self.output_size * size]
+        if not self.factorized_positions or size < 1 or any(value % self.input_size for value in scaled):
+            reason = "" if self.factorized_positions else ": its positions are learned for each token"
+            raise InvalidInputError(f"{self.name} cannot work on pictures of {size} px{reason}; use {self.input_size}")
+        encoder_size, output_size = (value // self.input_size for value in scaled)
+        return dataclasses.replace(self, input_size=size, encoder_size=encoder_size, output_size=output_size)
 
     @property
     def num_input_views(self) -> int:
