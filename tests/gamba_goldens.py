@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -52,10 +53,15 @@ def manifest(preset: str) -> dict[str, Any]:
 def official_state(preset: str) -> dict[str, Tensor]:
     """The stand-in weights under their official names, with the buffer that the official model computes."""
     params = PRESETS[preset]
-    filled = golden_rules.fill_state_dict(manifest(preset)["tensors"], "public")
-    state = {name: torch.from_numpy(value) for name, value in filled.items()}
     bins = torch.linspace(-params.bin_limit, params.bin_limit, params.num_bins)
-    return state | {"model.decoder.coords": bins.repeat(3, 1)}
+    return _stand_in_weights(MANIFESTS[preset]) | {"model.decoder.coords": bins.repeat(3, 1)}
+
+
+@functools.lru_cache(maxsize=1)
+def _stand_in_weights(name: str) -> dict[str, Tensor]:
+    tensors = json.loads((FOLDER / f"manifest_{name}.json").read_text())["tensors"]
+    filled = golden_rules.fill_state_dict(tensors, "public")
+    return {key: torch.from_numpy(value) for key, value in filled.items()}
 
 
 def stand_in_network(preset: str) -> Gamba:
