@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from maquette.errors import MissingDependencyError
 from maquette.models.mvdream.params import AutoencoderParams, PictureEncoderParams, TextEncoderParams
 
+_MIN_ALPHA = 0.02
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -91,6 +92,8 @@ def build_autoencoder_network(params: AutoencoderParams) -> nn.Module:
         raise _missing("diffusers") from error
     levels = len(params.level_channels)
     network: nn.Module = AutoencoderKL(
+        in_channels=params.image_channels,
+        out_channels=params.image_channels,
         block_out_channels=params.level_channels,
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
@@ -202,12 +205,13 @@ class LatentCodec:
         """A sample of the latents of pictures, `[B, C, size / stride, size / stride]`.
 
         Args:
-            images: `[B, 3, H, W]`, 0..1; resized bilinearly (without a filter) if they have another size.
+            images: `[B, 3, H, W]` or, with straight alpha, `[B, 4, H, W]`, 0..1; resized bilinearly (without a filter)
+                if they have another size.
             size: side at which they are encoded, px.
             generator: of the CPU; draws the sample.
         """
         parameter = next(self.network.parameters())
-        images = images.to(parameter.device, torch.float32)
+        images = to_planes(images.to(parameter.device, torch.float32), self.params.image_channels)
         if tuple(images.shape[-2:]) != (size, size):
             images = F.interpolate(images, (size, size), mode="bilinear", align_corners=False)
         network: Any = self.network
@@ -217,8 +221,27 @@ class LatentCodec:
         return latents
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures `[B, 3, H, W]` in 0..1, float32, of scaled latents."""
+        """Pictures `[B, 3|4, H, W]` in 0..1, float32, straight alpha if they have any, of scaled latents."""
         parameter = next(self.network.parameters())
         network: Any = self.network
-        images: Tensor = network.decode((latents / self.params.scaling_factor).to(parameter.dtype)).sample
-        return (images.float() / 2 + 0.5).clamp(0, 1)
+        planes: Tensor = network.decode((latents / self.params.scaling_factor).to(parameter.dtype)).sample
+        return from_planes((planes.float() / 2 + 0.5).clamp(0, 1))
+
+
+def to_planes(images: Tensor, channels: int) -> Tensor:
+    """What an auto-encoder sees of pictures `[..., 3|4, H, W]`: colours over white, and alpha if `channels` is 4."""
+    if images.shape[-3] == 3:
+        opaque = torch.ones_like(images[..., :1, :, :])
+        return images if channels == 3 else torch.cat([images, opaque], dim=-3)
+    alpha = images[..., 3:, :, :]
+    over_white = images[..., :3, :, :] * alpha + (1 - alpha)
+    return over_white if channels == 3 else torch.cat([over_white, alpha], dim=-3)
+
+
+def from_planes(planes: Tensor) -> Tensor:
+    """Undoes `to_planes`: straight alpha from colours over white; white where nothing is."""
+    if planes.shape[-3] == 3:
+        return planes
+    alpha = planes[..., 3:, :, :]
+    color = (planes[..., :3, :, :] - (1 - alpha)) / alpha.clamp_min(_MIN_ALPHA)
+    return torch.cat([torch.where(alpha > _MIN_ALPHA, color, 1.0).clamp(0, 1), alpha], dim=-3)

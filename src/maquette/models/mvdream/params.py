@@ -1,4 +1,4 @@
-"""Configurations of MVDream and ImageDream: the official presets.
+"""Configurations of MVDream and ImageDream: the official presets and ours.
 
 Sources: MVDream (Shi et al., 2023, arXiv 2308.16512), ImageDream (Wang and Shi, 2023, arXiv 2312.02201), their released
 options and the files published for them; Stable Diffusion 2.1 for the auto-encoder and the text encoder.
@@ -134,6 +134,11 @@ class PictureEncoderParams:
     image_size: int = 224
     patch_size: int = 14
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens per picture: one per patch and one for the whole."""
+        return int((self.image_size // self.patch_size) ** 2) + 1
+
 
 @dataclass(frozen=True)
 class AutoencoderParams:
@@ -144,12 +149,14 @@ class AutoencoderParams:
         num_res_blocks: per level.
         latent_channels: of the latents.
         scaling_factor: the diffusion works on latents times this.
+        image_channels: 3, or 4 for pictures with alpha (the colours over white, then alpha).
     """
 
     level_channels: tuple[int, ...] = (128, 256, 512, 512)
     num_res_blocks: int = 2
     latent_channels: int = 4
     scaling_factor: float = 0.18215
+    image_channels: int = 3
 
     @property
     def stride(self) -> int:
@@ -159,18 +166,26 @@ class AutoencoderParams:
 
 @dataclass(frozen=True)
 class NoiseParams:
-    """The noise schedule: standard deviations grow linearly in their square root, epsilon prediction.
+    """The noise schedule: the roots of the variances grow linearly.
 
     Attributes:
         num_steps: of training.
         beta_start, beta_end: variances of the first and the last step.
         prediction: what the network predicts.
+        from_pure_noise: rescales the schedule so that the last step has no signal left (Lin et al., 2023, arXiv
+            2305.08891), and samples from that step down to clean latents. The official schedule keeps a rest of the
+            signal, from which the mean colour of a picture can be guessed.
     """
 
     num_steps: int = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.012
     prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+    from_pure_noise: bool = False
+
+    def __post_init__(self) -> None:
+        if self.from_pure_noise and self.prediction != "v_prediction":
+            raise InvalidInputError("from_pure_noise needs v_prediction: pure noise says nothing about itself")
 
 
 @dataclass(frozen=True)
@@ -184,6 +199,7 @@ class MVDreamParams:
         image_size: side of the square pictures, px.
         num_views: pictures per object, at azimuths 0, 90, 180, 270 of the model's own world.
         front_view: which of them shows the front.
+        picture_optional: whether a model with a picture encoder was also trained without pictures.
         default_steps, default_guidance: of the official examples.
 
     Raises:
@@ -199,6 +215,7 @@ class MVDreamParams:
     image_size: int = 256
     num_views: int = 4
     front_view: int = 0
+    picture_optional: bool = False
     default_steps: int = 30
     default_guidance: float = 7.5
 
@@ -249,3 +266,31 @@ IMAGEDREAM = MVDreamParams(
     default_guidance=5.0,
 )
 """The official ImageDream with the pixel controller, four views from a picture; U-Net of 942 M parameters."""
+
+
+MVDREAM_MINI = MVDreamParams(
+    name="mvdream-mini",
+    unet=UNetParams(
+        base_channels=64,
+        level_factors=(1, 2, 2),
+        attention_levels=(1, 2),
+        num_res_blocks=1,
+        head_channels=32,
+        context_channels=128,
+        resampler=ResamplerParams(in_channels=128, depth=1, num_heads=4, head_channels=32, mlp_ratio=2),
+    ),
+    text_encoder=TextEncoderParams(
+        channels=128, mlp_channels=256, num_layers=4, num_heads=4, vocabulary=1536, num_tokens=32
+    ),
+    picture_encoder=PictureEncoderParams(
+        channels=128, mlp_channels=256, num_layers=4, num_heads=4, projection_channels=8, image_size=128, patch_size=16
+    ),
+    autoencoder=AutoencoderParams(
+        level_channels=(32, 64, 64, 64), num_res_blocks=1, scaling_factor=1.0, image_channels=4
+    ),
+    noise=NoiseParams(prediction="v_prediction", from_pure_noise=True),
+    picture_optional=True,
+    default_steps=20,
+    default_guidance=3.0,
+)
+"""Ours, small enough to ship: one model for a sentence, a picture or both, views with alpha; 9.8 M parameters."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from maquette.errors import InvalidInputError
 from maquette.models.mvdream.cameras import camera_conditions
-from maquette.models.mvdream.encoders import LatentCodec, PictureEncoder, TextEncoder
+from maquette.models.mvdream.encoders import LatentCodec, PictureEncoder, TextEncoder, to_planes
 from maquette.models.mvdream.network import MultiViewUNet
 from maquette.models.mvdream.params import MVDreamParams
 from maquette.models.mvdream.sampling import Sampler, guided, sample_latents
@@ -116,9 +116,12 @@ class MultiViewPipeline:
     ) -> Tensor:
         """Pictures `[num_samples, 4, 3, S, S]` in 0..1, float32, front first, then in growing azimuth.
 
+        Models whose auto-encoder knows alpha give `[num_samples, 4, 4, S, S]` with straight alpha.
+
         Args:
             prompt: what to show; may be empty when there is a picture.
-            picture: the object's front, square, `[3, H, W]` on white or `[4, H, W]` with straight alpha, 0..1.
+            picture: the object's front, square, `[3, H, W]` on white or `[4, H, W]` with straight alpha, 0..1; None if
+                the model takes none, or can do without.
             negative_prompt: what not to show.
             seed: sample i is made from `seed + i`; the same seed gives the same bytes on the CPU.
             num_samples: objects to make; they are made one after another.
@@ -177,19 +180,31 @@ class MultiViewPipeline:
             text = self.parts.text(texts)
         cameras = camera_conditions(self.params.num_views, elevation_deg, with_picture=self.params.takes_picture)
         cameras = cameras.to(self.device, self._dtype).expand(len(texts), -1, -1)
-        if picture is None or self.parts.picture is None:
+        if self.parts.picture is None:
             return Conditions(text, cameras)
-        image = _on_white(picture)[None]
+        if picture is None:
+            adapted, latents = self._without_picture(len(texts))
+            return Conditions(text, cameras, adapted, latents)
         with self._in_place(self.parts.picture.network):
-            tokens = self.parts.picture(image)
+            tokens = self.parts.picture(to_planes(picture, 3)[None])
         with self._in_place(self.parts.codec.network):
-            latents = self.parts.codec.encode(image, self.params.image_size, generator)
+            latents = self.parts.codec.encode(picture[None], self.params.image_size, generator)
         missing = len(texts) - 1
         tokens = torch.cat([tokens.new_zeros(missing, *tokens.shape[1:]), tokens])
         latents = torch.cat([latents.new_zeros(missing, *latents.shape[1:]), latents])
         with self._in_place(self.parts.unet.image_embed):
             adapted = self.parts.unet.image_embed(tokens)
         return Conditions(text, cameras, adapted, latents)
+
+    def _without_picture(self, rows: int) -> tuple[Tensor, Tensor]:
+        """What the U-Net gets in place of adapter tokens and latents of a picture: those of zeros, and zeros."""
+        params = self.params
+        encoder, channels = params.picture_encoder, params.unet.in_channels
+        assert encoder is not None
+        tokens = torch.zeros(rows, encoder.num_tokens, encoder.channels, device=self.device, dtype=self._dtype)
+        with self._in_place(self.parts.unet.image_embed):
+            adapted: Tensor = self.parts.unet.image_embed(tokens)
+        return adapted, tokens.new_zeros(rows, channels, params.latent_size, params.latent_size)
 
     def sample(
         self,
@@ -232,7 +247,7 @@ class MultiViewPipeline:
             )
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures `[B, V, 3, S, S]` of latents `[B, F, C, h, w]`, front first."""
+        """Pictures `[B, V, 3|4, S, S]` of latents `[B, F, C, h, w]`, front first."""
         views = latents[:, : self.params.num_views]
         with self._in_place(self.parts.codec.network):
             images = self.parts.codec.decode(views.flatten(0, 1))
@@ -241,7 +256,7 @@ class MultiViewPipeline:
 
     def _check_inputs(self, prompt: str, picture: Tensor | None) -> None:
         name = self.params.name
-        if picture is None and self.params.takes_picture:
+        if picture is None and self.params.takes_picture and not self.params.picture_optional:
             raise InvalidInputError(f"{name} needs a picture; for a sentence alone choose a model such as mvdream")
         if picture is not None and not self.params.takes_picture:
             raise InvalidInputError(f"{name} takes a sentence only; for a picture choose a model such as imagedream")
@@ -267,12 +282,6 @@ class MultiViewPipeline:
             yield
         finally:
             nn.Module.to(network, device="cpu")
-
-
-def _on_white(picture: Tensor) -> Tensor:
-    if picture.shape[0] == 3:
-        return picture
-    return picture[:3] * picture[3:] + (1 - picture[3:])
 
 
 def _shifted(progress: Callable[[int, int], None], index: int, count: int) -> Callable[[int, int], None]:

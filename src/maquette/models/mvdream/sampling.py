@@ -16,7 +16,7 @@ SAMPLERS: tuple[Sampler, ...] = ("ddim", "dpm++")
 
 
 def build_scheduler(noise: NoiseParams, sampler: Sampler = "ddim") -> Any:
-    """A scheduler of diffusers as the official configuration has it.
+    """A scheduler of diffusers, configured as the official one where `noise` is the official schedule.
 
     Args:
         noise: the noise schedule.
@@ -41,10 +41,11 @@ def build_scheduler(noise: NoiseParams, sampler: Sampler = "ddim") -> Any:
         "beta_schedule": "scaled_linear",
         "prediction_type": noise.prediction,
         "steps_offset": 1,
-        "timestep_spacing": "leading",
+        "timestep_spacing": "trailing" if noise.from_pure_noise else "leading",
+        "rescale_betas_zero_snr": noise.from_pure_noise,
     }
     if sampler == "ddim":
-        return DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=False)
+        return DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=noise.from_pure_noise)
     return DPMSolverMultistepScheduler(**common, algorithm_type="dpmsolver++", solver_order=2)
 
 
