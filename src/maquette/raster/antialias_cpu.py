@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import numba
 import numpy as np
@@ -19,8 +20,8 @@ def antialias(
     color: Tensor, screen: Tensor, faces: Tensor, neighbors: Tensor, triangle_id: Tensor, depth: Tensor
 ) -> Tensor:
     """`[V, H, W, C]`; arguments as in `shading_reference.antialias`."""
-    result: Tensor = _Antialias.apply(color, screen, faces, neighbors, triangle_id, depth)
-    return result
+    apply = cast(Callable[..., Tensor], _Antialias.apply)
+    return apply(color, screen, faces, neighbors, triangle_id, depth)
 
 
 def _array(value: Tensor) -> Array:
@@ -39,21 +40,20 @@ class _Antialias(torch.autograd.Function):
         depth: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(color, screen, faces, neighbors, triangle_id, depth)
-        colors = _array(color)
-        result = colors.copy()
-        scene = [_array(value) for value in (screen, faces, neighbors, triangle_id, depth)]
+        result = _array(color).copy()
+        scene = [_array(value) for value in (color, screen, faces, neighbors, triangle_id, depth)]
         with kernel_threads():
-            _forward(colors, *scene, result)
+            _forward(*scene, *[result])
         return torch.from_numpy(result)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         color, screen, faces, neighbors, triangle_id, depth = ctx.saved_tensors
         slopes = _array(gradient)
         spread, moved = slopes.copy(), np.zeros(screen.shape)
-        scene = [_array(value) for value in (screen, faces, neighbors, triangle_id, depth)]
+        scene = [_array(value) for value in (color, screen, faces, neighbors, triangle_id, depth)]
         with kernel_threads():
-            _backward(_array(color), *scene, slopes, spread, moved)
+            _backward(*scene, *[slopes, spread, moved])
         return torch.from_numpy(spread), torch.from_numpy(moved), None, None, None, None
 
 

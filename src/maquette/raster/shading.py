@@ -222,7 +222,7 @@ def antialias(
     """
     if color.ndim != 4 or color.shape[:3] != fragments.triangle_id.shape:
         raise InvalidInputError(
-            f"color must be {[*fragments.triangle_id.shape, 'C']}, got {list(color.shape)}: render it from the fragments"
+            f"color must be {[*fragments.triangle_id.shape, 'C']}, got {list(color.shape)}: shade the same fragments"
         )
     neighbors = face_neighbors(faces) if neighbors is None else neighbors
     screen = screen_points(vertices, cameras)

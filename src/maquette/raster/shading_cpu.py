@@ -6,7 +6,8 @@ results do not depend on timing.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import numba
 import numpy as np
@@ -20,20 +21,20 @@ from maquette.raster.cpu_jit import Array, compiled, kernel_threads
 
 def weights(points: Tensor, faces: Tensor, pinhole: Tensor, triangle_id: Tensor) -> Tensor:
     """Weights `[V, H, W, 3]` float64; arguments as in `shading_reference.weights`."""
-    result: Tensor = _Weights.apply(points, faces, pinhole, triangle_id)
-    return result
+    apply = cast(Callable[..., Tensor], _Weights.apply)
+    return apply(points, faces, pinhole, triangle_id)
 
 
 def interpolate(attributes: Tensor, faces: Tensor, triangle_id: Tensor, weights: Tensor) -> Tensor:
     """`[P, C]`; arguments as in `shading_reference.interpolate`."""
-    result: Tensor = _Interpolate.apply(attributes, faces, triangle_id, weights.to(attributes.dtype))
-    return result
+    apply = cast(Callable[..., Tensor], _Interpolate.apply)
+    return apply(attributes, faces, triangle_id, weights.to(attributes.dtype))
 
 
 def texture(texels: Tensor, sizes: Tensor, uvs: Tensor, levels: Tensor) -> Tensor:
     """`[P, C]`; arguments as in `shading_reference.texture`."""
-    result: Tensor = _Texture.apply(texels, sizes, uvs, levels)
-    return result
+    apply = cast(Callable[..., Tensor], _Texture.apply)
+    return apply(texels, sizes, uvs, levels)
 
 
 def _array(value: Tensor) -> NDArray[Any]:
@@ -50,7 +51,7 @@ class _Weights(torch.autograd.Function):
         return torch.from_numpy(result)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         points, faces, pinhole, triangle_id = ctx.saved_tensors
         moved = np.zeros(points.shape)
         with kernel_threads():
@@ -135,7 +136,7 @@ class _Interpolate(torch.autograd.Function):
         return torch.from_numpy(result)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         attributes, faces, triangle_id, weights = ctx.saved_tensors
         values, slopes = _array(attributes), np.zeros(weights.shape, _array(weights).dtype)
         with kernel_threads() as threads:
@@ -184,7 +185,7 @@ class _Texture(torch.autograd.Function):
         return torch.from_numpy(result)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         texels, sizes, uvs, levels = ctx.saved_tensors
         values, slopes = _array(texels), np.zeros(uvs.shape, _array(uvs).dtype)
         with kernel_threads() as threads:

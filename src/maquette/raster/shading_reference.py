@@ -101,9 +101,8 @@ def _blend(
     """What the pairs of pixels along x (0) or y (1) change."""
     size = triangle_id.shape[2 - axis] - 1
     ids = [triangle_id.narrow(2 - axis, start, size) for start in (0, 1)]
-    far = [
-        torch.where(i >= 0, d, torch.inf) for i, d in zip(ids, (depth.narrow(2 - axis, s, size) for s in (0, 1)))
-    ]
+    shifted = [depth.narrow(2 - axis, start, size) for start in (0, 1)]
+    far = [torch.where(i >= 0, d, torch.inf) for i, d in zip(ids, shifted, strict=True)]
     view, row, column = (ids[0] != ids[1]).nonzero().unbind(1)
     swapped = (far[1] < far[0])[view, row, column]
     near_row = row + (swapped * (axis == 1)).long()

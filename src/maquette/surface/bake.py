@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,17 +11,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from maquette.cameras import Cameras
+from maquette.errors import InvalidInputError
 from maquette.raster.cpu_jit import kernel_threads
 from maquette.raster.mesh import rasterize_mesh
 from maquette.raster.shading import interpolate
 from maquette.surface.captures import Captures
-from maquette.surface.fusion import point_colors
-from maquette.surface.tsdf import gather_colors
+from maquette.surface.manifold import Faces
 from maquette.surface.triangles import Floats
+from maquette.surface.tsdf import gather_colors
 
 _DEPTH_TOLERANCE = 0.01
 """A point this far behind the mesh that a view sees is still seen; the object has radius 1."""
-_FALLBACK_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -64,16 +65,36 @@ def bake_texture(captures: Captures, vertices: Tensor, faces: Tensor, charts: Ch
         vertices: `[N, 3]`; faces: `[M, 3]`: the mesh, in the views' coordinates, which hides parts of itself.
         charts: of the texture.
     """
-    fragments = rasterize_mesh(vertices, faces, captures.cameras)
-    mesh_depth = fragments.depth.numpy()
+    colors = bake_colors(captures, vertices.numpy(), faces.numpy(), charts.points, charts.normals)
+    texture = np.ones((*charts.covered.shape, 4), np.float32)
+    texture[charts.covered, :3] = colors
+    return torch.from_numpy(dilate(texture, charts.covered))
+
+
+def bake_colors(
+    captures: Captures, vertices: NDArray[Any], faces: Faces, points: NDArray[Any], normals: Floats
+) -> Floats:
+    """Colours `[P, 3]` of points on a mesh; those that no view sees take the colour of the nearest one that is seen.
+
+    Args:
+        captures: the views.
+        vertices: `[N, 3]`; faces: `[M, 3]`: the mesh, in the views' coordinates, which hides parts of itself.
+        points, normals: `[P, 3]`.
+
+    Raises:
+        InvalidInputError: no view sees any of the points.
+    """
+    from scipy import spatial
+
+    fragments = rasterize_mesh(torch.from_numpy(vertices), torch.from_numpy(faces), captures.cameras)
     trust = np.where(fragments.triangle_id.numpy() >= 0, captures.color_trust, np.float32(0))
-    sums = np.zeros((len(charts.points), 4), np.float32)
+    sums = np.zeros((len(points), 4), np.float32)
     with kernel_threads():
         gather_colors(
-            charts.points,
-            charts.normals,
+            points.astype(np.float32),
+            normals,
             captures.color,
-            mesh_depth,
+            fragments.depth.numpy(),
             trust,
             captures.matrices,
             captures.pinhole,
@@ -82,24 +103,13 @@ def bake_texture(captures: Captures, vertices: Tensor, faces: Tensor, charts: Ch
             sums,
         )
     seen = sums[:, 3] > 1e-4
-    colors = sums[:, :3] / np.maximum(sums[:, 3:], np.float32(1e-12))
-    if not seen.all():
-        colors[~seen] = _hidden_colors(captures, charts, colors, seen)
-    texture = np.ones((*charts.covered.shape, 4), np.float32)
-    texture[charts.covered, :3] = colors.clip(0, 1)
-    return torch.from_numpy(dilate(texture, charts.covered))
-
-
-def _hidden_colors(captures: Captures, charts: Charts, colors: Floats, seen: NDArray[np.bool_]) -> Floats:
-    """Colours of texels that no view sees: of the nearest seen ones in space."""
-    from scipy import spatial
-
     if not seen.any():
-        rgba = point_colors(captures, charts.points.astype(np.float64), charts.normals, _FALLBACK_TOLERANCE)
-        return rgba[~seen, :3]
-    _, nearest = spatial.cKDTree(charts.points[seen]).query(charts.points[~seen], workers=-1)
-    filled: Floats = colors[seen][nearest]
-    return filled
+        raise InvalidInputError("no surface: the Gaussians are too small or too faint for this resolution; raise it")
+    colors = (sums[:, :3] / np.maximum(sums[:, 3:], np.float32(1e-12))).astype(np.float32).clip(0, 1)
+    if not seen.all():
+        _, nearest = spatial.cKDTree(points[seen]).query(points[~seen])
+        colors[~seen] = colors[seen][nearest]
+    return colors
 
 
 def dilate(texture: Floats, covered: NDArray[np.bool_]) -> Floats:

@@ -1,8 +1,8 @@
 """Surfaces of fields that are costly to ask: only points near the surface are queried.
 
-The grid is filled from coarse to fine. A block whose corners lie on one side is taken to lie there wholly; at the finest
-step the evaluated band grows until it encloses every piece of the surface that it has met, so that a surface whose parts
-are wider than a coarse block comes out exactly as from the full grid.
+The grid is filled from coarse to fine. A block whose corners lie on one side is taken to lie there wholly; at every
+step the evaluated band grows until it encloses every piece of the surface that it has met, so that a surface whose
+parts are wider than a coarse block comes out exactly as from the full grid.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def sample_field(
     size = np.asarray(high, np.float64) - np.asarray(low, np.float64)
     if not 8 <= resolution <= 1024 or not 0 <= levels <= 6 or not (size > 0).all():
         raise InvalidInputError(
-            f"resolution must lie in 8..1024, levels in 0..6 and low below high; got {resolution}, {levels}, {low}, {high}"
+            f"resolution must lie in 8..1024, levels in 0..6, low below high; got {resolution}, {levels}, {low}, {high}"
         )
     spacing = float(size.max()) / (resolution - 1)
     stride = 1 << levels

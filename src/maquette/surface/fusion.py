@@ -16,8 +16,8 @@ from maquette.gaussians import Gaussians
 from maquette.mesh import Mesh
 from maquette.raster.cpu_jit import kernel_threads
 from maquette.surface.captures import Captures, capture, gaussian_reach, sphere_cameras, unit_gaussians
-from maquette.surface.tsdf import gather_colors, integrate
 from maquette.surface.triangles import Floats, marching_cubes, vertex_normals
+from maquette.surface.tsdf import gather_colors, integrate
 from maquette.surface.volume import clean_volume
 
 _TRUNCATION_CELLS = 3.0
@@ -112,9 +112,7 @@ def _grid(gaussians: Gaussians, resolution: int) -> tuple[Doubles, float, tuple[
     return low - _MARGIN * spacing, spacing, (int(sizes[0]), int(sizes[1]), int(sizes[2]))
 
 
-def _field(
-    captures: Captures, origin: Doubles, spacing: float, shape: tuple[int, int, int], min_part: float
-) -> Floats:
+def _field(captures: Captures, origin: Doubles, spacing: float, shape: tuple[int, int, int], min_part: float) -> Floats:
     """Smooth field, positive inside the kept parts, negative outside and on the border."""
     from scipy import ndimage
 

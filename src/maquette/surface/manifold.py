@@ -66,7 +66,9 @@ def topology(vertices: Doubles, faces: Faces) -> Topology:
 
 
 def _proper(faces: Faces) -> NDArray[np.bool_]:
-    return (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])
+    a, b, c = faces.T
+    proper: NDArray[np.bool_] = (a != b) & (b != c) & (c != a)
+    return proper
 
 
 def _directed_edges(faces: Faces) -> Faces:
@@ -152,7 +154,7 @@ def _split_fans(vertices: Doubles, faces: Faces, partner: NDArray[np.int64]) -> 
 
 
 def _doubled_edges(vertices: Doubles, faces: Faces) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-    """Directed edges that share both ends with others, each with its partner, no triangle twice; None if there are none.
+    """Directed edges that share both ends with others, each with its partner, no triangle twice; None without any.
 
     Between two vertices where sheets touch twice there are two edges: they need vertices of their own.
     """
@@ -163,7 +165,8 @@ def _doubled_edges(vertices: Doubles, faces: Faces) -> tuple[NDArray[np.int64], 
     partner = _pair_edges(vertices, faces) if len(rows) else None
     if partner is None:
         return None
-    chosen, touched = [], set()
+    chosen: list[int] = []
+    touched: set[int] = set()
     for row in rows.tolist():
         both = {row // 3, int(partner[row]) // 3}
         if not both & touched:
@@ -205,7 +208,8 @@ def _without_cancelling(faces: Faces) -> Faces:
     by_group = np.lexsort((sign != np.sign(total)[inverse], inverse))
     starts = np.concatenate([[0], np.cumsum(count)[:-1]])
     rank[by_group] = np.arange(len(faces)) - starts[inverse[by_group]]
-    return faces[(count[inverse] == 1) | (rank < np.abs(total)[inverse])]
+    kept: Faces = faces[(count[inverse] == 1) | (rank < np.abs(total)[inverse])]
+    return kept
 
 
 def _pair_edges(vertices: Doubles, faces: Faces) -> NDArray[np.int64] | None:
