@@ -21,10 +21,11 @@ from maquette.errors import InvalidInputError, MissingDependencyError, WeightsEr
 from maquette.generators import GENERATORS, GeneratorEntry, get_generator, load_generator
 from maquette.models.mvdream import encoders
 from maquette.models.mvdream.encoders import clip_pixels
-from maquette.models.mvdream.loading import letter_tokenizer, load_pipeline
+from maquette.models.mvdream.loading import load_pipeline
 from maquette.models.mvdream.official import ORIGINAL_PREFIX, build_components, component_state
 from maquette.models.mvdream.params import IMAGEDREAM, MVDREAM
 from maquette.models.mvdream.pipeline import MultiViewPipeline
+from maquette.models.mvdream.tokenizer import letter_tokenizer
 from maquette.registry import get_entry
 from maquette.weights import read_metadata, read_weights, stored_file, write_weights
 from mvdream_stand_ins import TINY_IMAGEDREAM, TINY_MVDREAM, random_pipeline

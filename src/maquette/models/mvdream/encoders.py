@@ -6,10 +6,8 @@ that builds them.
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -104,22 +102,6 @@ def build_autoencoder_network(params: AutoencoderParams) -> nn.Module:
     return network
 
 
-def build_tokenizer(vocabulary_json: bytes, merges_text: bytes, params: TextEncoderParams) -> Any:
-    """A CLIP tokenizer (of transformers) from the contents of its two files.
-
-    Raises:
-        MissingDependencyError: transformers is not installed.
-    """
-    try:
-        from transformers import CLIPTokenizer
-    except ImportError as error:
-        raise _missing("transformers") from error
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "vocab.json").write_bytes(vocabulary_json)
-        (Path(folder) / "merges.txt").write_bytes(merges_text)
-        return CLIPTokenizer.from_pretrained(folder, pad_token=params.pad_token, local_files_only=True)
-
-
 class TextEncoder:
     """Sentences to context tokens.
 
@@ -186,8 +168,13 @@ def clip_pixels(image: Tensor, size: int) -> Tensor:
     picture = picture.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2
     cropped = np.asarray(picture.crop((left, top, left + size, top + size)), dtype=np.float32) / np.float32(255)
-    mean, std = torch.tensor(_CLIP_MEAN)[:, None, None], torch.tensor(_CLIP_STD)[:, None, None]
-    return (torch.from_numpy(cropped).permute(2, 0, 1) - mean) / std
+    return normalize_for_clip(torch.from_numpy(cropped).permute(2, 0, 1))
+
+
+def normalize_for_clip(images: Tensor) -> Tensor:
+    """Pictures `[..., 3, H, W]` in 0..1 with the mean and spread that CLIP expects."""
+    mean, std = (images.new_tensor(values)[:, None, None] for values in (_CLIP_MEAN, _CLIP_STD))
+    return (images - mean) / std
 
 
 class LatentCodec:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,12 @@ import torch
 from torch import nn
 
 from maquette.errors import InvalidInputError, WeightsError
-from maquette.models.mvdream.encoders import LatentCodec, PictureEncoder, TextEncoder, build_tokenizer
+from maquette.models.mvdream.encoders import LatentCodec, PictureEncoder, TextEncoder
 from maquette.models.mvdream.network import MultiViewUNet
 from maquette.models.mvdream.official import build_components, check_components, load_component, split_state
-from maquette.models.mvdream.params import MVDreamParams, TextEncoderParams
+from maquette.models.mvdream.params import MVDreamParams
 from maquette.models.mvdream.pipeline import MultiViewPipeline, Parts
+from maquette.models.mvdream.tokenizer import build_tokenizer, letter_tokenizer
 from maquette.weights import read_weights
 
 
@@ -107,28 +107,3 @@ def assemble(params: MVDreamParams, networks: Mapping[str, nn.Module], tokenizer
         text=TextEncoder(params.text_encoder, networks["text_encoder"], tokenizer),
         picture=None if encoder is None else PictureEncoder(encoder, networks["image_encoder"]),
     )
-
-
-def letter_tokenizer(params: TextEncoderParams) -> tuple[bytes, bytes]:
-    """The two files of a CLIP tokenizer that knows single bytes only: needs no download, spells everything.
-
-    Args:
-        params: whose vocabulary it must fit; needs at least 514 entries.
-
-    Raises:
-        InvalidInputError: the vocabulary is too small.
-    """
-    letters = _byte_letters()
-    words = [*letters, *(f"{letter}</w>" for letter in letters)]
-    if params.vocabulary < len(words) + 2:
-        raise InvalidInputError(f"spelling takes a vocabulary of {len(words) + 2}, got {params.vocabulary}")
-    vocabulary = {word: index for index, word in enumerate(words)}
-    vocabulary |= {"<|startoftext|>": params.vocabulary - 2, "<|endoftext|>": params.vocabulary - 1}
-    return json.dumps(vocabulary).encode(), b"#version: 0.2\n"
-
-
-def _byte_letters() -> list[str]:
-    """The visible letter by which byte-level tokenizers spell each byte."""
-    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    hidden = [byte for byte in range(0x100) if byte not in visible]
-    return [chr(byte) if byte in visible else chr(0x100 + hidden.index(byte)) for byte in range(0x100)]

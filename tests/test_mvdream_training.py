@@ -1,0 +1,141 @@
+"""Our own multi-view diffusion: its size, its tokenizer, its objectives, and a tiny one that learns two objects."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from maquette.cameras import Cameras
+from maquette.errors import InvalidInputError
+from maquette.models.mvdream.cameras import camera_conditions, relative_conditions
+from maquette.models.mvdream.encoders import LatentCodec, PictureEncoder, TextEncoder, from_planes, to_planes
+from maquette.models.mvdream.loading import load_pipeline
+from maquette.models.mvdream.objective import AutoencoderObjective, DenoisingObjective, centered
+from maquette.models.mvdream.official import MERGES, VOCABULARY, build_components
+from maquette.models.mvdream.params import MVDREAM_MINI, AutoencoderParams, MVDreamParams, NoiseParams
+from maquette.models.mvdream.pipeline import MultiViewPipeline, Parts
+from maquette.models.mvdream.sampling import build_scheduler
+from maquette.models.mvdream.tokenizer import build_tokenizer, letter_tokenizer, trained_tokenizer
+from maquette.models.mvdream.training_networks import ConditionalDenoiser, LatentAutoencoder
+from maquette.picture.prepare import prepare_picture
+from maquette.training.step import Objective
+from maquette.views import Views
+from maquette.weights import write_weights
+from mvdream_stand_ins import TINY_IMAGEDREAM, TINY_MVDREAM
+
+SIZE = 32
+TINY = dataclasses.replace(
+    TINY_IMAGEDREAM,
+    name="tiny-mini",
+    autoencoder=AutoencoderParams(
+        level_channels=(32, 32, 32), num_res_blocks=1, scaling_factor=1.0, image_channels=4, latent_channels=4
+    ),
+    text_encoder=dataclasses.replace(TINY_IMAGEDREAM.text_encoder, num_tokens=16),
+    noise=NoiseParams(prediction="v_prediction", from_pure_noise=True),
+    front_view=0,
+    picture_optional=True,
+)
+CAPTIONS = ("red ball", "blue tower")
+
+
+def cameras(batch: int, first_azimuth_deg: float = 0.0) -> Cameras:
+    azimuths = [first_azimuth_deg + 90.0 * view for view in range(4)]
+    return Cameras.stack([Cameras.orbit(azimuths, height=SIZE, width=SIZE)] * batch)
+
+
+def two_objects() -> Views:
+    """A red disc and a blue bar that moves to the side from view to view."""
+    y, x = torch.meshgrid(torch.linspace(-1, 1, SIZE), torch.linspace(-1, 1, SIZE), indexing="ij")
+    images = torch.zeros(2, 4, 4, SIZE, SIZE)
+    for view in range(4):
+        ball = ((x**2 + y**2) < 0.4**2).float()
+        tower = (((x - 0.15 * view).abs() < 0.25) & (y.abs() < 0.7)).float()
+        images[0, view] = torch.cat([torch.tensor([0.9, 0.1, 0.1])[:, None, None] * ball, ball[None]])
+        images[1, view] = torch.cat([torch.tensor([0.1, 0.1, 0.9])[:, None, None] * tower, tower[None]])
+    return Views(images, cameras(2))
+
+
+def test_mvdream_mini_is_small_enough_to_ship() -> None:
+    with torch.device("meta"):
+        components = build_components(MVDREAM_MINI)
+        denoiser = ConditionalDenoiser(MVDREAM_MINI)
+    total = sum(value.numel() for network in components.values() for value in network.state_dict().values())
+    assert 2 * total < 19.5 * 2**20  # the tokenizer comes on top
+    names = {f"{part}.{name}" for part, network in components.items() for name in network.state_dict()}
+    with torch.device("meta"):
+        trained = {*denoiser.state_dict(), *LatentAutoencoder(MVDREAM_MINI.autoencoder).state_dict()}
+    assert trained == names
+
+
+def test_schedule_starts_at_pure_noise_and_ends_clean() -> None:
+    for sampler in ("ddim", "dpm++"):
+        scheduler = build_scheduler(MVDREAM_MINI.noise, sampler)  # type: ignore[arg-type]
+        scheduler.set_timesteps(10)
+        assert scheduler.timesteps[0] == 999 and scheduler.timesteps[-1] == 99
+        assert float(scheduler.alphas_cumprod[-1]) < 1e-6
+    with pytest.raises(InvalidInputError, match="v_prediction"):
+        NoiseParams(from_pure_noise=True)
+
+
+def test_planes_keep_colors_and_alpha() -> None:
+    images = torch.rand(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    images[:, 3] = images[:, 3] * 0.9 + 0.1
+    torch.testing.assert_close(from_planes(to_planes(images, 4)), images, atol=1e-5, rtol=0)
+    assert from_planes(torch.ones(1, 4, 2, 2) * torch.tensor([1.0, 1, 1, 0])[:, None, None])[0, :3].min() == 1
+    torch.testing.assert_close(to_planes(images, 3), images[:, :3] * images[:, 3:] + 1 - images[:, 3:])
+
+
+def test_cameras_are_told_relative_to_the_first() -> None:
+    expected = camera_conditions(4)[None].expand(2, -1, -1)
+    torch.testing.assert_close(relative_conditions(cameras(2, 37.0)), expected, atol=1e-5, rtol=0)
+    tilted = Cameras.stack([Cameras.orbit([20.0, 110.0, 200.0, 290.0], 15.0)])
+    torch.testing.assert_close(relative_conditions(tilted)[0], camera_conditions(4, 15.0), atol=1e-5, rtol=0)
+
+
+def test_prompt_pictures_are_centred_as_pictures_are_prepared() -> None:
+    image = torch.zeros(4, 96, 96)
+    image[:, 20:50, 50:90] = torch.tensor([0.2, 0.4, 0.6, 1.0])[:, None, None]
+    found = centered(torch.stack([image, torch.zeros_like(image)]), torch.tensor([0.2, 0.2]))
+    expected = prepare_picture(image, size=None).image
+    both = (found[0, 3] > 0.5) & (expected[3] > 0.5)
+    assert float(both.sum() / ((found[0, 3] > 0.5) | (expected[3] > 0.5)).sum()) > 0.94
+    torch.testing.assert_close(found[0, :3, 48, 48], image[:3, 30, 60])
+    assert not found[1].any()
+
+
+def test_tokenizers_learn_words_from_captions() -> None:
+    params = MVDREAM_MINI.text_encoder
+    files = trained_tokenizer(["red ball", "blue ball", "red tower"] * 3, params)
+    assert files == trained_tokenizer(["red tower", "blue ball", "red ball"] * 3, params)
+    words = build_tokenizer(*files, params)
+    assert words.tokenize("Red  ball") == ["red</w>", "ball</w>"]
+    assert words.decode(words("a gnu: 5 €").input_ids, skip_special_tokens=True) == "a gnu : 5 €"
+    ids = words("red").input_ids
+    assert (ids[0], ids[-1]) == (params.vocabulary - 2, params.vocabulary - 1)
+    with pytest.raises(InvalidInputError, match="514"):
+        letter_tokenizer(dataclasses.replace(params, vocabulary=100))
+
+
+def train_autoencoder(views: Views) -> tuple[LatentAutoencoder, float]:
+    network = LatentAutoencoder(TINY.autoencoder)
+    objective: Objective = AutoencoderObjective(TINY.autoencoder)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(120):
+        optimizer.zero_grad()
+        objective(network, views, Views(views.images[:, :1], views.cameras[:, :1]), generator, True).loss.backward()
+        optimizer.step()
+    return network, float(objective(network, views, views, generator, False).metrics["psnr"])
+
+
+def test_wrong_objectives_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match="takes no picture"):
+        DenoisingObjective(TINY_MVDREAM, LatentAutoencoder(TINY.autoencoder), torch.zeros(1))
+    with pytest.raises(InvalidInputError, match="no picture encoder"):
+        ConditionalDenoiser(TINY_MVDREAM)
+    with pytest.raises(InvalidInputError, match=r"lie in 0\.\.1"):
+        DenoisingObjective(TINY, LatentAutoencoder(TINY.autoencoder), torch.zeros(1), drop_prompt=2.0)
