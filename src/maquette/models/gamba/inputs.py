@@ -60,13 +60,14 @@ def move_cameras(cameras: Cameras, transform: Tensor) -> Cameras:
 
 
 def move_gaussians(gaussians: Gaussians, transform: Tensor) -> Gaussians:
-    """Gaussians `[B, N]` after rigid transforms `[B, 4, 4]`."""
-    rotation, translation = transform[:, :3, :3], transform[:, None, :3, 3]
-    w, x, y, z = (part[:, None] for part in _quaternions(rotation).unbind(dim=-1))
+    """Gaussians `[B, N]` after rigid transforms `[B, 4, 4]`, which may be on another device."""
     other = gaussians.quats
+    turns = _quaternions(transform[:, :3, :3]).to(other)
+    w, x, y, z = (part[:, None] for part in turns.unbind(dim=-1))
     rows = ((w, -x, -y, -z), (x, w, -z, y), (y, z, w, -x), (z, -y, x, w))
     product = [(torch.stack(row, dim=-1) * other).sum(-1) for row in rows]
-    means = gaussians.means @ rotation.mT + translation
+    there = transform.to(other)
+    means = gaussians.means @ there[:, :3, :3].mT + there[:, None, :3, 3]
     return dataclasses.replace(gaussians, means=means, quats=torch.stack(product, dim=-1))
 
 

@@ -49,12 +49,13 @@ class GambaReconstructor:
             )
         given = views.cameras
         first = Cameras(given.world_to_camera[..., 0, :, :], given.intrinsics[..., 0, :, :], given.height, given.width)
-        cameras = first.reshape(-1).to(self.device)
-        images = resize_images(views.composited()[..., 0, :, :, :].to(self.device).float(), params.input_size)
+        cameras = first.reshape(-1)
         warn_about_cameras(cameras, params.name, params.camera_radius, params.fov_deg)
+        transform = answer_to_world(cameras, params.world, params.camera_radius)
         with torch.inference_mode():
-            transform = answer_to_world(cameras, params.world, params.camera_radius)
-            inputs = network_inputs(images if lead else images[None], move_cameras(cameras, transform), params)
+            images = resize_images(views.composited()[..., 0, :, :, :].to(self.device).float(), params.input_size)
+            seen_from = move_cameras(cameras, transform).to(self.device)
+            inputs = network_inputs(images if lead else images[None], seen_from, params)
             gaussians = move_gaussians(self.network(*inputs), transform)
         result = gaussians.map(Tensor.clone)  # usual tensors, not inference ones
         return result if lead else result[0]
