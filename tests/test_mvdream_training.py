@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,15 +13,15 @@ from torch import Tensor, nn
 from maquette.cameras import Cameras
 from maquette.errors import InvalidInputError
 from maquette.models.mvdream.cameras import camera_conditions, relative_conditions
-from maquette.models.mvdream.encoders import LatentCodec, PictureEncoder, TextEncoder, from_planes, to_planes
+from maquette.models.mvdream.encoders import from_planes, to_planes
 from maquette.models.mvdream.loading import load_pipeline
 from maquette.models.mvdream.objective import AutoencoderObjective, DenoisingObjective, centered
 from maquette.models.mvdream.official import MERGES, VOCABULARY, build_components
-from maquette.models.mvdream.params import MVDREAM_MINI, AutoencoderParams, MVDreamParams, NoiseParams
-from maquette.models.mvdream.pipeline import MultiViewPipeline, Parts
+from maquette.models.mvdream.params import MVDREAM_MINI, AutoencoderParams, NoiseParams
 from maquette.models.mvdream.sampling import build_scheduler
 from maquette.models.mvdream.tokenizer import build_tokenizer, letter_tokenizer, trained_tokenizer
 from maquette.models.mvdream.training_networks import ConditionalDenoiser, LatentAutoencoder
+from maquette.nn.posed_images import select_cameras
 from maquette.picture.prepare import prepare_picture
 from maquette.training.step import Objective
 from maquette.views import Views
@@ -120,16 +121,71 @@ def test_tokenizers_learn_words_from_captions() -> None:
         letter_tokenizer(dataclasses.replace(params, vocabulary=100))
 
 
-def train_autoencoder(views: Views) -> tuple[LatentAutoencoder, float]:
-    network = LatentAutoencoder(TINY.autoencoder)
-    objective: Objective = AutoencoderObjective(TINY.autoencoder)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(120):
+def minimize(network: nn.Module, loss: Callable[[], Tensor], steps: int) -> None:
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=2e-3, betas=(0.9, 0.95))
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
         optimizer.zero_grad()
-        objective(network, views, Views(views.images[:, :1], views.cameras[:, :1]), generator, True).loss.backward()
+        loss().backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
-    return network, float(objective(network, views, views, generator, False).metrics["psnr"])
+        decay.step()
+
+
+def train_both(views: Views, prompts: Tensor, empty: Tensor) -> tuple[LatentAutoencoder, ConditionalDenoiser]:
+    generator = torch.Generator().manual_seed(0)
+    autoencoder, denoiser = LatentAutoencoder(TINY.autoencoder), ConditionalDenoiser(TINY)
+    rebuild: Objective = AutoencoderObjective(TINY.autoencoder)
+    first, last = (
+        Views(views.images[:, part], select_cameras(views.cameras, part)) for part in (slice(0, 2), slice(2, 4))
+    )
+    minimize(autoencoder, lambda: rebuild(autoencoder, first, last, generator, True).loss, 40)
+    denoise = DenoisingObjective(TINY, autoencoder, empty, drop_prompt=0.3, drop_picture=0.5)
+    twice, prompts = Views(views.images.repeat(2, 1, 1, 1, 1), cameras(4)), prompts.repeat(2, 1)
+    minimize(denoiser, lambda: denoise(denoiser, twice, twice, generator, True, prompts).loss, 200)
+    return autoencoder, denoiser
+
+
+def test_a_tiny_model_learns_to_show_what_it_is_told(tmp_path: Path) -> None:
+    """Trained, put into one weight file, loaded, and asked by sentence alone and by picture alone."""
+    views, encoder = two_objects(), TINY.text_encoder
+    files = trained_tokenizer(CAPTIONS, encoder)
+    words = build_tokenizer(*files, encoder)
+    ids = words([*CAPTIONS, ""], padding="max_length", max_length=encoder.num_tokens, return_tensors="pt").input_ids
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        autoencoder, denoiser = train_both(views, ids[:2], ids[2])
+    tokenizer = {
+        name: torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        for name, data in zip((VOCABULARY, MERGES), files, strict=True)
+    }
+    file = tmp_path / "tiny.safetensors"
+    write_weights(file, {**autoencoder.state_dict(), **denoiser.state_dict(), **tokenizer}, {"model": TINY.name})
+    pipeline = load_pipeline(TINY, file)
+    rebuilt = AutoencoderObjective(TINY.autoencoder)(autoencoder, views, views, torch.Generator(), False).pictures
+    assert rebuilt is not None
+    for index, caption in enumerate(CAPTIONS):
+        shown = centered(views.images[index, :1], torch.tensor([0.2]))[0]
+        for made in (pipeline(caption, steps=6, guidance=2.0), pipeline("", shown, steps=6, guidance=2.0)):
+            assert made.shape == (1, 4, 4, SIZE, SIZE)
+            right, wrong = (psnr(to_planes(made[0], 3), rebuilt[other]) for other in (index, 1 - index))
+            assert right > 18 and right > wrong + 5, (caption, right, wrong)
+
+
+def psnr(first: Tensor, second: Tensor) -> float:
+    return -10 * float((first - second).square().mean().log10())
+
+
+def test_training_reports_pictures_and_metrics() -> None:
+    views, autoencoder = two_objects(), LatentAutoencoder(TINY.autoencoder)
+    objective: Objective = DenoisingObjective(TINY, autoencoder, torch.zeros(16, dtype=torch.long))
+    result = objective(ConditionalDenoiser(TINY), views, views, torch.Generator().manual_seed(0), False)
+    assert result.pictures is not None and result.pictures.shape == (2, 4, 3, SIZE, SIZE)
+    assert set(result.metrics) == {"error"} and float(result.metrics["error"]) == pytest.approx(1.0, abs=0.5)
+    assert not any(parameter.requires_grad for parameter in autoencoder.parameters())
+    rebuilt = AutoencoderObjective(TINY.autoencoder)(autoencoder, views, views, torch.Generator(), False)
+    assert set(rebuilt.metrics) == {"l1", "ssim", "psnr", "latent_power"}
 
 
 def test_wrong_objectives_are_refused() -> None:
