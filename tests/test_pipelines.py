@@ -13,11 +13,12 @@ from PIL import Image
 import maquette
 from maquette.cli import main
 from maquette.contact_sheet import SheetRow, contact_sheet
+from maquette.conversion import convert
 from maquette.errors import InvalidInputError, UnsupportedError
 from maquette.gaussians import Gaussians
 from maquette.io import read_video_info
 from maquette.models.lgm.reconstructor import LGMReconstructor
-from maquette.pipelines import FORMATS, convert, generate, render_file
+from maquette.pipelines import FORMATS, generate, render_file
 from maquette.registry import build_network
 from maquette.rendering import Turntable, fitted, render, render_turntable
 from maquette.views import Views

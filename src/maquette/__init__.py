@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from maquette.cameras import Cameras
+    from maquette.conversion import convert
     from maquette.gaussians import Gaussians
     from maquette.io import read_gaussians, read_mesh, read_views, write_gaussians, write_mesh, write_views
     from maquette.mesh import Mesh
-    from maquette.pipelines import convert, generate
+    from maquette.pipelines import generate
     from maquette.raster import render_gaussians
     from maquette.registry import load
     from maquette.rendering import render
@@ -26,7 +27,7 @@ _EXPORTS = {
     "Gaussians": "maquette.gaussians",
     "Mesh": "maquette.mesh",
     "Views": "maquette.views",
-    "convert": "maquette.pipelines",
+    "convert": "maquette.conversion",
     "generate": "maquette.pipelines",
     "load": "maquette.registry",
     "read_gaussians": "maquette.io",

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from maquette.errors import FileFormatError, InvalidInputError, WeightsError
+from maquette.generators import GENERATORS, get_generator
 from maquette.hub import discard_download, download, mismatch
+from maquette.models.gamba import official as gamba_official
 from maquette.models.lgm.official import network_state, rotation_axis_of
-from maquette.models.lgm.params import RotationAxis
+from maquette.models.lgm.params import LGMParams, RotationAxis
 from maquette.registry import MODELS, ModelEntry, get_entry
 from maquette.weights import check_state, read_weights, stored_file, write_weights
 
@@ -83,7 +85,7 @@ def import_checkpoint(
     Args:
         path: see `read_checkpoint`.
         model: registry name.
-        rotation_axis: how the checkpoint normalises quaternions; None decides by the file name (see
+        rotation_axis: of LGM: how the checkpoint normalises quaternions; None decides by the file name (see
             `maquette.models.lgm.official.rotation_axis_of`).
         destination: file to write; None takes the model's place in the store.
 
@@ -96,7 +98,8 @@ def import_checkpoint(
         WeightsError: it does not fit the model.
     """
     entry = get_entry(model)
-    state = network_state(read_checkpoint(path))
+    params, state = entry.params, read_checkpoint(path)
+    state = network_state(state) if isinstance(params, LGMParams) else gamba_official.network_state(state, params)
     with torch.device("meta"):
         network = entry.build()
     check_state(network, state, path)
@@ -105,9 +108,41 @@ def import_checkpoint(
         raise WeightsError(f"{path} holds values that are not finite, in {', '.join(bad[:3])}")
     target = Path(destination) if destination is not None else stored_file(entry.name)
     official = _official_facts(entry, path)
-    named = entry.hub_file.filename if entry.hub_file is not None and official else str(path)
-    metadata = {"model": entry.name, "rotation_axis": rotation_axis or rotation_axis_of(named)}
-    write_weights(target, state, metadata | {"source": Path(path).name, "license": entry.license} | official)
+    metadata = {"model": entry.name, "source": Path(path).name, "license": entry.license}
+    if isinstance(params, LGMParams):
+        named = entry.hub_file.filename if entry.hub_file is not None and official else str(path)
+        metadata["rotation_axis"] = rotation_axis or rotation_axis_of(named)
+    write_weights(target, state, metadata | official)
+    return target
+
+
+def import_folder(folder: str | Path, generator: str, *, destination: str | Path | None = None) -> Path:
+    """Converts a published folder of a generator of views into one weight file, after a strict check.
+
+    Args:
+        folder: with the components as diffusers lays them out, safetensors only.
+        generator: its name, see `maquette.generators`.
+        destination: file to write; None takes the generator's place in the store.
+
+    Returns:
+        The file written.
+
+    Raises:
+        InvalidInputError: unknown generator, or no such folder.
+        WeightsError: a component is missing, broken or does not fit.
+        MissingDependencyError: the extra `diffusion` is not installed.
+    """
+    from maquette.models.mvdream.official import check_components, read_folder
+
+    entry = get_generator(generator)
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InvalidInputError(f"no folder {folder}: give the published one; {entry.how_to_get}")
+    state = read_folder(folder, entry.params)
+    check_components(entry.params, state, folder)
+    target = Path(destination) if destination is not None else stored_file(entry.name)
+    metadata = {"model": entry.name, "source": folder.resolve().name, "license": entry.license}
+    write_weights(target, state, metadata)
     return target
 
 
@@ -140,6 +175,8 @@ def pull(name: str, *, endpoint: str | None = None, progress: Callable[[int, int
         DownloadError: the download failed; says how to do it by hand.
         WeightsError: the file does not fit the network.
     """
+    if name in GENERATORS:
+        raise InvalidInputError(f"{name} is not pulled, it is imported from a folder: {GENERATORS[name].how_to_get}")
     entry = get_entry(name)
     if entry.hub_file is None:
         published = [other.name for other in MODELS.values() if other.hub_file is not None]

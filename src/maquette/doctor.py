@@ -21,6 +21,8 @@ MIN_FREE_BYTES = 1_000_000_000
 _OPTIONAL = {
     "accelerate": "maquette train (pip install 'maquette[train]')",
     "tensorboard": "logs of maquette train (pip install 'maquette[train]')",
+    "diffusers": "views from a sentence or a picture with mvdream and imagedream (pip install 'maquette[diffusion]')",
+    "transformers": "their encoders (pip install 'maquette[diffusion]')",
     "cuda.core": "CUDA kernels (pip install 'maquette[cuda]')",
     "av": "turntable videos (pip install av)",
     "trimesh": "mesh files other than .glb (pip install trimesh)",
@@ -154,10 +156,11 @@ def _has_module(name: str) -> bool:
 
 
 def _weights() -> Finding:
+    from maquette.generators import GENERATORS
     from maquette.registry import MODELS
     from maquette.weights import find_weights
 
-    found = {name: path for name in MODELS if (path := find_weights(name)) is not None}
+    found = {name: path for name in (*MODELS, *GENERATORS) if (path := find_weights(name)) is not None}
     if not found:
         return Finding("weights", "note", "none on this machine; see: maquette models list")
     return Finding("weights", "ok", ", ".join(f"{n} ({p.stat().st_size / 2**20:.1f} MiB)" for n, p in found.items()))

@@ -1,14 +1,12 @@
-"""The whole way from posed pictures to files, stage by stage; also `convert` between files."""
+"""The whole way from posed pictures to files, stage by stage."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +16,22 @@ from torch import Tensor
 import maquette
 from maquette.cameras import Cameras
 from maquette.contact_sheet import SheetRow, contact_sheet
+from maquette.conversion import write_surface
 from maquette.device import choose_device
-from maquette.errors import InvalidInputError, UnsupportedError
+from maquette.errors import InvalidInputError
 from maquette.gaussians import Gaussians
 from maquette.io import (
-    GAUSSIAN_SUFFIXES,
     IMAGE_SUFFIXES,
-    MESH_SUFFIXES,
     read_views,
     write_gaussians,
     write_image,
-    write_mesh,
     write_video,
 )
 from maquette.io.atomic import atomic_write_text
 from maquette.preparation import PreparedViews, prepare_views
 from maquette.rendering import Asset, Lighting, Turntable, fitted, read_asset, render, render_turntable
+from maquette.surface import SurfaceOptions, SurfaceReport
+from maquette.surface.stages import Progress, Stages
 from maquette.views import Views
 
 FORMATS = ("ply", "splat", "glb", "mp4", "png")
@@ -45,9 +43,6 @@ MIN_OPACITY = 0.005
 REPORT_NAME = "report.json"
 
 Reconstruct = Callable[[Views], Gaussians]
-Progress = Callable[[str, int, int], None]
-"""Called with (stage, steps done, steps in all), at the start of a stage with 0 done."""
-
 _SHEET_VIEW_SIZE = 256
 _SHEET_ROWS = ((10.0, (45.0, 135.0, 225.0, 315.0)), (30.0, (22.5, 112.5, 202.5, 292.5)))
 
@@ -61,32 +56,14 @@ class Result:
         files: format to path.
         timings_s: stage to seconds, in order.
         warnings: what differs from the pictures the model was trained for.
+        surface: about the mesh, if one was written.
     """
 
     gaussians: Gaussians
     files: dict[str, Path]
     timings_s: dict[str, float]
     warnings: tuple[str, ...]
-
-
-@dataclass
-class _Stages:
-    """Times the stages and passes progress on."""
-
-    progress: Progress | None
-    timings_s: dict[str, float] = field(default_factory=dict)
-
-    @contextlib.contextmanager
-    def run(self, stage: str, total: int = 1) -> Iterator[Callable[[int, int], None]]:
-        self._tell(stage, 0, total)
-        start = time.perf_counter()
-        yield lambda done, steps: self._tell(stage, done, steps) if done < steps else None
-        self.timings_s[stage] = time.perf_counter() - start
-        self._tell(stage, total, total)
-
-    def _tell(self, stage: str, done: int, total: int) -> None:
-        if self.progress is not None:
-            self.progress(stage, done, total)
+    surface: SurfaceReport | None = None
 
 
 def generate(
@@ -99,6 +76,7 @@ def generate(
     name: str | None = None,
     device: str | torch.device | None = None,
     turntable: Turntable | None = None,
+    surface: SurfaceOptions | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Turns four posed pictures of an object into 3D files.
@@ -114,6 +92,7 @@ def generate(
         name: of the files; by default that of the folder, or "asset".
         device: where the network and the rasterizer run; by default the GPU if there is one.
         turntable: camera path of the video.
+        surface: how the mesh is made; by default fast, without the fit of its texture and vertices.
         progress: told about every stage.
 
     Returns:
@@ -128,7 +107,7 @@ def generate(
     formats = _checked_formats(formats.split(",") if isinstance(formats, str) else formats)
     name = _checked_name(name if name is not None else _default_name(views))
     folder, place = _output_folder(output), choose_device(device)
-    stages = _Stages(progress)
+    stages = Stages(progress)
     with stages.run("read"):
         given = _picked(views, pick) if isinstance(views, Views) else read_views(views, frames=pick)
     with stages.run("prepare"):
@@ -137,46 +116,19 @@ def generate(
         reconstruct = _load(model, place)
     with stages.run("reconstruct"):
         gaussians = _reconstruct(reconstruct, prepared.views)
-    files = {}
+    files: dict[str, Path] = {}
+    about_mesh = None
     for fmt in formats:
         path = folder / f"{name}.{fmt}"
         with stages.run(f"write .{fmt}") as step:
-            _write(fmt, path, gaussians, prepared, turntable or Turntable(), step)
+            if fmt == "glb":
+                about_mesh = write_surface(path, gaussians, surface or SurfaceOptions(fast=True), step).report
+            else:
+                _write(fmt, path, gaussians, prepared, turntable or Turntable(), step)
         files[fmt] = path
-    result = Result(gaussians, files, stages.timings_s, prepared.warnings)
+    result = Result(gaussians, files, stages.timings_s, prepared.warnings, about_mesh)
     atomic_write_text(folder / REPORT_NAME, json.dumps(_report(result, model, views, prepared), indent=2) + "\n")
     return result
-
-
-def convert(source: str | Path, target: str | Path) -> Path:
-    """Reads a 3D file and writes it in the format that the target's suffix names.
-
-    Gaussians become a mesh when the target is one (`.glb`, `.obj`, `.stl`).
-
-    Raises:
-        UnsupportedError: a mesh cannot become Gaussians.
-        InvalidInputError: the target's suffix is not known.
-        FileFormatError: the source cannot be read.
-    """
-    target = Path(target)
-    suffix = target.suffix.lower()
-    if suffix not in {*GAUSSIAN_SUFFIXES, *MESH_SUFFIXES}:
-        valid = ", ".join(sorted({*GAUSSIAN_SUFFIXES, *MESH_SUFFIXES}))
-        raise InvalidInputError(f"cannot write {target.name}: the suffix must be one of {valid}")
-    asset = read_asset(source)
-    if isinstance(asset, Gaussians):
-        if suffix in GAUSSIAN_SUFFIXES:
-            write_gaussians(target, asset)
-        else:
-            _write_mesh_of(target, asset)
-    elif suffix in MESH_SUFFIXES:
-        write_mesh(target, asset)
-    else:
-        raise UnsupportedError(
-            f"{Path(source).name} is a mesh, and a mesh cannot become Gaussians ({suffix}) by conversion: render it "
-            "(maquette data render) and reconstruct (maquette generate), or choose .glb, .obj, .stl or .ply"
-        )
-    return target
 
 
 def render_file(
@@ -213,7 +165,7 @@ def render_file(
         raise InvalidInputError(
             f"cannot render to {path.name}: the suffix must be .mp4 or one of {', '.join(IMAGE_SUFFIXES)}"
         )
-    stages = _Stages(progress)
+    stages = Stages(progress)
     with stages.run("read"):
         asset = read_asset(source)
         asset = (fitted(asset) if fit else asset).to(place)
@@ -257,18 +209,10 @@ def _write(
 ) -> None:
     if fmt in ("ply", "splat"):
         write_gaussians(path, gaussians)
-    elif fmt == "glb":
-        _write_mesh_of(path, gaussians)
     elif fmt == "mp4":
         write_video(path, render_turntable(gaussians, turntable, progress=step), fps=turntable.fps)
     else:
         write_image(path, asset_sheet(gaussians, prepared.views))
-
-
-def _write_mesh_of(path: Path, gaussians: Gaussians) -> None:
-    from maquette.surface import gaussians_to_mesh
-
-    write_mesh(path, gaussians_to_mesh(gaussians))
 
 
 def _picked(views: Views, pick: Sequence[int] | None) -> Views:
@@ -318,6 +262,7 @@ def _report(
             "world_to_canonical": prepared.transform.tolist(),
         },
         "gaussians": result.gaussians.num_gaussians,
+        "mesh": None if result.surface is None else result.surface.as_json(),
         "files": {fmt: {"path": path.name, "bytes": path.stat().st_size} for fmt, path in result.files.items()},
         "timings_s": {stage: round(seconds, 3) for stage, seconds in result.timings_s.items()},
         "warnings": list(result.warnings),

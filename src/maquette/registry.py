@@ -8,15 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maquette.errors import InvalidInputError, WeightsError
+from maquette.generators import GENERATORS
 from maquette.hub import HubFile
+from maquette.models.gamba.params import GAMBA, GAMBA_MINI, GambaParams
 from maquette.models.lgm.params import LGM_BIG, LGM_LRM, LGM_MINI, LGM_SMALL, LGM_TINY, LGMParams
 from maquette.weights import find_weights, load_strictly, read_metadata, read_weights
 
 if TYPE_CHECKING:
     import torch
 
+    from maquette.models.gamba.network import Gamba
+    from maquette.models.gamba.reconstructor import GambaReconstructor
     from maquette.models.lgm.network import LGM
     from maquette.models.lgm.reconstructor import LGMReconstructor
+
+    Network = LGM | Gamba
+    Reconstructor = LGMReconstructor | GambaReconstructor
 
 
 @dataclass(frozen=True)
@@ -32,22 +39,22 @@ class ModelEntry:
         summary: one line.
         hub_file: published weights, or None.
         embedded: whether the weights are part of maquette.
+        published_as: where weights are that we do not fetch, and the name of the file; "" if there are none.
     """
 
     name: str
     family: str
-    params: LGMParams
+    params: LGMParams | GambaParams
     num_parameters: int
     license: str
     summary: str
     hub_file: HubFile | None = None
     embedded: bool = False
+    published_as: str = ""
 
-    def build(self) -> LGM:
+    def build(self) -> Network:
         """The network with fresh weights."""
-        from maquette.models.lgm.network import LGM
-
-        return LGM(self.params)
+        return _build(self.params)
 
     @property
     def how_to_get(self) -> str:
@@ -56,6 +63,8 @@ class ModelEntry:
             return f"run: maquette models pull {self.name}   (without a network: {self.by_hand})"
         if self.embedded:
             return f"they come with a release of maquette; or train them: maquette train {self.name} --data DIR"
+        if self.published_as:
+            return f"fetch {self.published_as}, then run: {self.by_hand}"
         return (
             f"none are published; train them: maquette train {self.name} --data DIR, "
             f"or import yours: maquette models import FILE --model {self.name}"
@@ -103,6 +112,23 @@ _ENTRIES = (
         "lgm-lrm", "lgm", LGM_LRM, 412_958_240, "none published", "Official defaults, the network of lgm-small."
     ),
     ModelEntry("lgm-tiny", "lgm", LGM_TINY, 59_743_360, "none published", "Official preset: 16,384 Gaussians."),
+    ModelEntry(
+        "gamba-mini",
+        "gamba",
+        GAMBA_MINI,
+        3_997_980,
+        "Apache-2.0",
+        "Ours: 16,384 Gaussians from one picture, small enough to ship.",
+    ),
+    ModelEntry(
+        "gamba",
+        "gamba",
+        GAMBA,
+        124_611_142,
+        "none stated",
+        "Official Gamba: 16,384 Gaussians from one picture.",
+        published_as="https://huggingface.co/florinshen/Gamba (gamba_ep399.pth)",
+    ),
 )
 
 MODELS: dict[str, ModelEntry] = {entry.name: entry for entry in _ENTRIES}
@@ -115,12 +141,22 @@ def get_entry(name: str) -> ModelEntry:
     Raises:
         InvalidInputError: no such model; lists the valid names.
     """
+    if name in GENERATORS:
+        raise InvalidInputError(f"{name} makes views, not Gaussians: choose one of {', '.join(MODELS)}")
     if name not in MODELS:
         raise InvalidInputError(f"no model {name!r}: choose one of {', '.join(MODELS)}")
     return MODELS[name]
 
 
-def build_network(name: str) -> LGM:
+def _build(params: LGMParams | GambaParams) -> Network:
+    """A network of any family with fresh weights."""
+    from maquette.models.gamba.network import Gamba
+    from maquette.models.lgm.network import LGM
+
+    return Gamba(params) if isinstance(params, GambaParams) else LGM(params)
+
+
+def build_network(name: str) -> Network:
     """The network of a model with fresh weights (torch's global generator).
 
     Raises:
@@ -134,7 +170,7 @@ def load_network(
     path: str | Path | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
-) -> LGM:
+) -> Network:
     """A network with its weights, in evaluation mode.
 
     Args:
@@ -150,7 +186,6 @@ def load_network(
     import torch
 
     from maquette.device import choose_device
-    from maquette.models.lgm.network import LGM
 
     entry = get_entry(name)
     source = Path(path) if path is not None else find_weights(name)
@@ -158,11 +193,11 @@ def load_network(
         raise WeightsError(f"the weights of {name} are not on this machine: {entry.how_to_get}")
     state, metadata = read_weights(source)
     params = entry.params
-    if metadata.get("rotation_axis") == "gaussians":
+    if isinstance(params, LGMParams) and metadata.get("rotation_axis") == "gaussians":
         params = dataclasses.replace(params, rotation_axis="gaussians")
     target = choose_device(device if device is not None else "cpu")
     with torch.random.fork_rng(devices=[]):  # building draws numbers that are thrown away
-        network = LGM(params)
+        network = _build(params)
     load_strictly(network, state, source)
     chosen = dtype or (torch.float32 if target.type == "cpu" else torch.float16)
     network = network.to(device=target, dtype=chosen).eval().requires_grad_(False)
@@ -174,8 +209,8 @@ def load_network(
 
 def load(
     name_or_path: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None
-) -> LGMReconstructor:
-    """A model as a function from four views to Gaussians.
+) -> Reconstructor:
+    """A model as a function from views to Gaussians.
 
     Args:
         name_or_path: registry name, or a .safetensors file written by maquette (its metadata name the model).
@@ -187,12 +222,13 @@ def load(
         WeightsError: the weights are missing, broken or do not fit.
     """
     from maquette.device import choose_device
-    from maquette.models.lgm.reconstructor import LGMReconstructor
 
     device = choose_device(device)
     text = str(name_or_path)
+    if text in GENERATORS:
+        get_entry(text)  # says what it is instead
     if text in MODELS:
-        return LGMReconstructor(load_network(text, None, device, dtype))
+        return reconstructor_of(load_network(text, None, device, dtype))
     path = Path(name_or_path)
     if not path.is_file():
         raise InvalidInputError(f"{text!r} is neither a model ({', '.join(MODELS)}) nor a .safetensors file")
@@ -202,4 +238,13 @@ def load(
             f"{path} does not say which model it is of (metadata 'model' is {model!r}); convert it first: "
             f"maquette models import {path} --model NAME"
         )
-    return LGMReconstructor(load_network(model, path, device, dtype))
+    return reconstructor_of(load_network(model, path, device, dtype))
+
+
+def reconstructor_of(network: Network) -> Reconstructor:
+    """A network of any family as a function from views to Gaussians."""
+    from maquette.models.gamba.network import Gamba
+    from maquette.models.gamba.reconstructor import GambaReconstructor
+    from maquette.models.lgm.reconstructor import LGMReconstructor
+
+    return GambaReconstructor(network) if isinstance(network, Gamba) else LGMReconstructor(network)

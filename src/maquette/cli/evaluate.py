@@ -106,12 +106,11 @@ def _load_model(args: Args, device: torch.device) -> tuple[Reconstruct, Path | N
     """The model and the file of its weights."""
     import torch
 
-    from maquette.models.lgm.reconstructor import LGMReconstructor
-    from maquette.registry import load, load_network
+    from maquette.registry import load, load_network, reconstructor_of
     from maquette.weights import find_weights
 
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.precision]
     if args.weights is not None:
-        return LGMReconstructor(load_network(args.model, args.weights, device, dtype)), args.weights
+        return reconstructor_of(load_network(args.model, args.weights, device, dtype)), args.weights
     path = Path(args.model)
     return load(args.model, device, dtype), path if path.is_file() else find_weights(args.model)

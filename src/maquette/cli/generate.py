@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from maquette.cli.console import StageLines, size_text
 
@@ -37,12 +37,15 @@ class Args:
     """Frames per second of the turntable."""
     image_size: int = 384
     """Side of the turntable's pictures in pixels."""
+    fit_mesh: FlagCreatePairsOff[bool] = False
+    """Fit texture and vertices of the .glb to views of the Gaussians (about half a minute on a CPU), as convert does."""
 
 
 def run(args: Args) -> int:
     """Runs the pipeline and says where the files are."""
     from maquette.pipelines import generate
     from maquette.rendering import Turntable
+    from maquette.surface import SurfaceOptions
 
     result = generate(
         args.views,
@@ -53,6 +56,7 @@ def run(args: Args) -> int:
         name=args.name,
         device=args.device,
         turntable=Turntable(num_frames=args.frames, fps=args.fps, image_size=args.image_size),
+        surface=SurfaceOptions(fast=not args.fit_mesh),
         progress=StageLines(),
     )
     for warning in result.warnings:

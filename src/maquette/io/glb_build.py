@@ -75,7 +75,7 @@ def build_glb(mesh: Mesh) -> bytes:
         "meshes": [{"primitives": primitives}],
     }
     chosen = [mesh.materials[i] for i in used]
-    content |= _materials(buffer, chosen, mesh.uvs is not None, not _is_closed(faces), transparent)
+    content |= _materials(buffer, chosen, mesh.uvs is not None, not _is_closed(mesh, faces), transparent)
     content |= {"accessors": buffer.accessors, "bufferViews": buffer.views}
     buffer.data += b"\0" * (-len(buffer.data) % 4)
     content["buffers"] = [{"byteLength": len(buffer.data)}]
@@ -119,8 +119,10 @@ def _attributes(buffer: _Buffer, mesh: Mesh) -> dict[str, int]:
     return attributes
 
 
-def _is_closed(faces: NDArray[np.int64]) -> bool:
-    """True when every directed edge has exactly one opposite: a surface with an inside."""
+def _is_closed(mesh: Mesh, faces: NDArray[np.int64]) -> bool:
+    """True when every directed edge has exactly one opposite: a surface with an inside, seams of textures or not."""
+    _, merged = np.unique(_array(mesh.vertices, "vertices"), axis=0, return_inverse=True)
+    faces = merged.reshape(-1)[faces]
     edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
     count = int(faces.max()) + 1
     forward = np.sort(edges[:, 0] * count + edges[:, 1])

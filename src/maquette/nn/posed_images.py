@@ -86,20 +86,26 @@ def select_cameras(cameras: Cameras, views: slice) -> Cameras:
     return Cameras(cameras.world_to_camera[:, views], cameras.intrinsics[:, views], cameras.height, cameras.width)
 
 
+def front_to_world(front: Cameras, radius: float = 1.5) -> Tensor:
+    """Rigid transforms `[..., 4, 4]` to the world of cameras `[...]` from one in which they are the front camera.
+
+    There they stand at `radius` on +Z, upright, and look at the origin.
+    """
+    standard = front.world_to_camera.new_tensor(
+        [[1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 0.0, 0.0], [0.0, 0.0, -1.0, radius], [0.0, 0.0, 0.0, 1.0]]
+    )  # world to OpenCV camera of the front view
+    return front.camera_to_world @ standard
+
+
 def normalize_poses(cameras: Cameras, front: Cameras, radius: float = 1.5) -> Cameras:
     """Moves the world so that one camera becomes the front camera, as the training of LGM and Gamba does.
-
-    Afterwards `front` would stand at `radius` on +Z, upright, looking at the origin.
 
     Args:
         cameras: `[..., V]`.
         front: one camera per object, `[..., 1]`.
         radius: distance of the front camera from the new origin.
     """
-    standard = cameras.world_to_camera.new_tensor(
-        [[1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 0.0, 0.0], [0.0, 0.0, -1.0, radius], [0.0, 0.0, 0.0, 1.0]]
-    )  # world to OpenCV camera of the front view
-    moved = cameras.world_to_camera @ front.camera_to_world @ standard
+    moved = cameras.world_to_camera @ front_to_world(front, radius)
     return Cameras(moved, cameras.intrinsics, cameras.height, cameras.width)
 
 

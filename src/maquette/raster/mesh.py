@@ -68,7 +68,7 @@ def rasterize_mesh(
     """
     _check(vertices, faces, cameras)
     chosen = backend or ("cuda" if vertices.is_cuda else "cpu")
-    points = camera_points(vertices, cameras)
+    points = camera_points(vertices.detach(), cameras)
     pinhole = pinhole_parameters(cameras)
     return MeshFragments(*_backend(chosen, vertices.device)(points, faces, pinhole, cameras.height, cameras.width))
 

@@ -1,0 +1,1 @@
+"""models/gamba of maquette."""

@@ -1,0 +1,116 @@
+"""The training objective of Gamba.
+
+Source: the released code of Gamba (Shen et al., 2024): MSE of colour and alpha plus LPIPS on rendered views, the input
+among them. Without LPIPS weights, multi-scale SSIM takes the place of LPIPS. The paper's radial mask loss, which the
+code lacks, is an option.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from maquette.cameras import Cameras
+from maquette.errors import InvalidInputError
+from maquette.gaussians import Gaussians
+from maquette.models.gamba.inputs import answer_to_world, move_cameras, network_inputs
+from maquette.models.gamba.params import GambaParams
+from maquette.models.gamba.radial import radial_mask_loss
+from maquette.nn.lpips import LPIPS
+from maquette.nn.objective import ObjectiveResult
+from maquette.nn.rendered_loss import RenderedLoss
+from maquette.views import Views
+
+
+class GambaObjective:
+    """Renders what the network predicts from one view at the target cameras and compares it with the target pictures.
+
+    Args:
+        params: of the network; decides sizes and weights.
+        lpips: perceptual term; None uses multi-scale SSIM in its place.
+        max_pictures: how many objects the result shows.
+    """
+
+    def __init__(self, params: GambaParams, lpips: LPIPS | None = None, *, max_pictures: int = 4) -> None:
+        self.params = params
+        self.lpips = lpips
+        self.max_pictures = max_pictures
+
+    def __call__(
+        self,
+        network: Callable[[Tensor, Tensor], Gaussians],
+        inputs: Views,
+        targets: Views,
+        generator: torch.Generator,
+        training: bool,
+    ) -> ObjectiveResult:
+        """Evaluates the objective on a batch.
+
+        Args:
+            network: maps `[B, 9, S, S]` and `[B, 3, E, E]` to Gaussians `[B, N]`.
+            inputs: views `[B, V]`, one of which the network sees: in training a random one of each object, otherwise
+                the first.
+            targets: the supervised views, `[B, V]`.
+            generator: source of the choice and of the backgrounds; may live on another device than the views.
+            training: whether to draw random numbers.
+
+        Raises:
+            InvalidInputError: views that are not `[B, V]`, or not square.
+        """
+        params = self.params
+        if inputs.images.ndim != 5 or targets.images.ndim != 5:
+            shapes = f"{list(inputs.images.shape)} and {list(targets.images.shape)}"
+            raise InvalidInputError(f"{params.name} trains on inputs and targets [B, V, 4, H, W], got {shapes}")
+        view = _one_view(inputs, generator if training else None)
+        transform = answer_to_world(view.cameras, params.world, params.camera_radius)
+        gaussians = network(*network_inputs(view.composited(), move_cameras(view.cameras, transform), params))
+        targets = dataclasses.replace(targets, cameras=move_cameras(targets.cameras, transform[:, None]))
+        return self._compare(gaussians, targets, self._backgrounds(targets, generator if training else None))
+
+    def _backgrounds(self, targets: Views, generator: torch.Generator | None) -> Tensor:
+        """Background colours `[B, V, 3]`: white, or one random colour per object."""
+        images = targets.images
+        white = torch.ones(len(images), 1, 3, device=images.device)
+        if generator is not None and self.params.random_background_prob > 0:
+            drawn = torch.rand((len(images), 1, 4), generator=generator, device=generator.device).to(images.device)
+            white = torch.where(drawn[..., 3:] < self.params.random_background_prob, drawn[..., :3], white)
+        return white.expand(-1, targets.num_views, -1)
+
+    def _compare(self, gaussians: Gaussians, targets: Views, backgrounds: Tensor) -> ObjectiveResult:
+        params = self.params
+        compare = RenderedLoss(
+            size=params.output_size,
+            composite_twice=params.composite_twice,
+            lpips=self.lpips,
+            lambda_lpips=params.lambda_lpips,
+            lambda_ssim=params.lambda_ssim,
+        )
+        compared = compare(gaussians, targets, targets.cameras, backgrounds)
+        loss, metrics = compared.loss, dict(compared.metrics)
+        if params.lambda_radial > 0:
+            metrics["radial"] = radial_mask_loss(gaussians, targets.cameras, targets.images[:, :, 3])
+            loss = loss + params.lambda_radial * metrics["radial"]
+        metrics["loss"] = loss
+        shown = slice(0, self.max_pictures)
+        return ObjectiveResult(
+            loss=loss,
+            metrics={name: value.detach() for name, value in metrics.items()},
+            pictures=compared.predicted[shown].detach(),
+            references=compared.references[shown].detach(),
+        )
+
+
+def _one_view(views: Views, generator: torch.Generator | None) -> Views:
+    """One view per object, `[B]`: a random one, or the first without a generator."""
+    batch, count, device = len(views.images), views.num_views, views.images.device
+    if generator is None or count == 1:
+        chosen = torch.zeros(batch, dtype=torch.long, device=device)
+    else:
+        chosen = torch.randint(count, (batch,), generator=generator, device=generator.device).to(device)
+    where = (torch.arange(batch, device=device), chosen)
+    old = views.cameras
+    cameras = Cameras(old.world_to_camera[where], old.intrinsics[where], old.height, old.width)
+    return Views(views.images[where], cameras)

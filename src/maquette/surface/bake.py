@@ -1,0 +1,123 @@
+"""Textures from pictures: every texel averages what the views that see it show, front views most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from maquette.cameras import Cameras
+from maquette.errors import InvalidInputError
+from maquette.raster.cpu_jit import kernel_threads
+from maquette.raster.mesh import rasterize_mesh
+from maquette.raster.shading import interpolate
+from maquette.surface.captures import Captures
+from maquette.surface.manifold import Faces
+from maquette.surface.triangles import Floats
+from maquette.surface.tsdf import gather_colors
+
+_DEPTH_TOLERANCE = 0.01
+"""A point this far behind the mesh that a view sees is still seen; the object has radius 1."""
+
+
+@dataclass(frozen=True)
+class Charts:
+    """Where the texels of a texture lie on a mesh.
+
+    Attributes:
+        covered: texels whose centre is inside a chart, `[S, S]`.
+        points: their positions, `[P, 3]`; normals: unit, `[P, 3]`, in the order of `covered.nonzero()`.
+    """
+
+    covered: NDArray[np.bool_]
+    points: Floats
+    normals: Floats
+
+
+def chart_texels(vertices: Tensor, normals: Tensor, uvs: Tensor, faces: Tensor, size: int) -> Charts:
+    """Finds positions and normals of the texels of a square texture.
+
+    Args:
+        vertices, normals: `[K, 3]`; uvs: `[K, 2]`; faces: `[M, 3]`; on the CPU.
+        size: of the texture.
+    """
+    # Seen by a pinhole of focal length `size` at distance 1, texture coordinates are pixels.
+    flat = torch.cat([uvs.double(), torch.ones_like(uvs[:, :1]).double()], dim=1)
+    intrinsics = torch.diag(torch.tensor([size, size, 1.0], dtype=torch.float64))[None]
+    fragments = rasterize_mesh(flat, faces, Cameras(torch.eye(4, dtype=torch.float64)[None], intrinsics, size, size))
+    ids = fragments.triangle_id.reshape(-1)
+    seen = ids >= 0
+    weights = fragments.barycentrics.reshape(-1, 3)[seen]
+    both = interpolate(torch.cat([vertices, normals], dim=1).float(), faces, ids[seen], weights)
+    unit = torch.nn.functional.normalize(both[:, 3:], dim=1)
+    return Charts(seen.reshape(size, size).numpy(), both[:, :3].contiguous().numpy(), unit.numpy())
+
+
+def bake_texture(captures: Captures, vertices: Tensor, faces: Tensor, charts: Charts) -> Tensor:
+    """Texture `[S, S, 4]` of what the views show, seams dilated over all that no chart covers.
+
+    Args:
+        captures: the views.
+        vertices: `[N, 3]`; faces: `[M, 3]`: the mesh, in the views' coordinates, which hides parts of itself.
+        charts: of the texture.
+    """
+    colors = bake_colors(captures, vertices.numpy(), faces.numpy(), charts.points, charts.normals)
+    texture = np.ones((*charts.covered.shape, 4), np.float32)
+    texture[charts.covered, :3] = colors
+    return torch.from_numpy(dilate(texture, charts.covered))
+
+
+def bake_colors(
+    captures: Captures, vertices: NDArray[Any], faces: Faces, points: NDArray[Any], normals: Floats
+) -> Floats:
+    """Colours `[P, 3]` of points on a mesh; those that no view sees take the colour of the nearest one that is seen.
+
+    Args:
+        captures: the views.
+        vertices: `[N, 3]`; faces: `[M, 3]`: the mesh, in the views' coordinates, which hides parts of itself.
+        points, normals: `[P, 3]`.
+
+    Raises:
+        InvalidInputError: no view sees any of the points.
+    """
+    from scipy import spatial
+
+    fragments = rasterize_mesh(torch.from_numpy(vertices), torch.from_numpy(faces), captures.cameras)
+    trust = np.where(fragments.triangle_id.numpy() >= 0, captures.color_trust, np.float32(0))
+    sums = np.zeros((len(points), 4), np.float32)
+    with kernel_threads():
+        gather_colors(
+            points.astype(np.float32),
+            normals,
+            captures.color,
+            fragments.depth.numpy(),
+            trust,
+            captures.matrices,
+            captures.pinhole,
+            captures.positions,
+            _DEPTH_TOLERANCE,
+            sums,
+        )
+    seen = sums[:, 3] > 1e-4
+    if not seen.any():
+        raise InvalidInputError("no surface: the Gaussians are too small or too faint for this resolution; raise it")
+    colors = (sums[:, :3] / np.maximum(sums[:, 3:], np.float32(1e-12))).astype(np.float32).clip(0, 1)
+    if not seen.all():
+        _, nearest = spatial.cKDTree(points[seen]).query(points[~seen])
+        colors[~seen] = colors[seen][nearest]
+    return colors
+
+
+def dilate(texture: Floats, covered: NDArray[np.bool_]) -> Floats:
+    """Gives every texel that no chart covers the value of the nearest that one covers."""
+    from scipy import ndimage
+
+    if covered.all() or not covered.any():
+        return texture
+    index = ndimage.distance_transform_edt(~covered, return_distances=False, return_indices=True)
+    spread: Floats = texture[index[0], index[1]]
+    return spread

@@ -1,0 +1,256 @@
+"""Topology of triangle meshes: whether they enclose a volume, and how to make them.
+
+A mesh is watertight here when every edge belongs to exactly two triangles that run along it in opposite directions
+and the triangles around every vertex form one fan. `separate_sheets` is the cutting of Gueziec et al., "Cutting and
+Stitching: Converting Sets of Polygons to Manifold Surfaces" (2001), with pairs chosen by the angle around the edge.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Doubles = NDArray[np.float64]
+Faces = NDArray[np.int64]
+
+_GAP = 0.02
+"""Separated copies of a vertex move this share of the way into their own sheet, so that they stay apart."""
+
+
+@dataclass(frozen=True)
+class Topology:
+    """What the connections of a mesh say, vertices at one position being one.
+
+    Attributes:
+        watertight: closed, manifold and consistently oriented.
+        components: connected parts.
+        boundary_edges: edges of one triangle only.
+        bad_edges: edges of more than two triangles, or of two that do not agree on the side.
+        area: in squared units.
+        volume: signed, positive when normals point outwards; of open meshes it means nothing.
+    """
+
+    watertight: bool
+    components: int
+    boundary_edges: int
+    bad_edges: int
+    area: float
+    volume: float
+
+
+def topology(vertices: Doubles, faces: Faces) -> Topology:
+    """Describes a mesh `[N, 3]`, `[M, 3]`; triangles with a repeated corner do not count."""
+    _, index = np.unique(vertices, axis=0, return_inverse=True)
+    merged = index.reshape(-1)[faces]
+    merged = merged[_proper(merged)]
+    corners = vertices[faces]
+    crossed = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    volume = float(np.einsum("ni,ni->", corners[:, 0], crossed)) / 6
+    area = float(np.linalg.norm(crossed, axis=1).sum()) / 2
+    if not len(merged):
+        return Topology(False, 0, 0, 0, area, volume)
+    used, compact = np.unique(merged, return_inverse=True)
+    compact = compact.reshape(-1, 3)
+    directed = _directed_edges(compact)
+    low, high = directed.min(axis=1), directed.max(axis=1)
+    key = low * np.int64(len(used)) + high
+    _, inverse, count = np.unique(key, return_inverse=True, return_counts=True)
+    balance = np.bincount(inverse, np.where(directed[:, 0] < directed[:, 1], 1, -1))
+    boundary = int((count == 1).sum())
+    bad = int(((count > 2) | ((count == 2) & (balance != 0))).sum())
+    fans = boundary == 0 and bad == 0 and bool((_fans(compact)[1] == 1).all())
+    return Topology(fans, _components(compact, len(used)), boundary, bad, area, volume)
+
+
+def _proper(faces: Faces) -> NDArray[np.bool_]:
+    a, b, c = faces.T
+    proper: NDArray[np.bool_] = (a != b) & (b != c) & (c != a)
+    return proper
+
+
+def _directed_edges(faces: Faces) -> Faces:
+    """Row `3 * face + i` runs from corner i to corner i + 1, `[3 M, 2]`."""
+    return np.stack([faces, np.roll(faces, -1, axis=1)], axis=2).reshape(-1, 2)
+
+
+def _connected(first: NDArray[Any], second: NDArray[Any], count: int) -> tuple[int, NDArray[np.int64]]:
+    """Number and labels of the parts of a graph with `count` nodes."""
+    from scipy import sparse
+    from scipy.sparse import csgraph
+
+    graph = sparse.coo_matrix((np.ones(len(first), np.int8), (first, second)), shape=(count, count))
+    number, labels = csgraph.connected_components(graph, directed=False)
+    return int(number), labels.astype(np.int64)
+
+
+def _components(faces: Faces, num_vertices: int) -> int:
+    first, second = faces[:, [0, 1]].reshape(-1), faces[:, [1, 2]].reshape(-1)
+    return _connected(first, second, num_vertices)[0]
+
+
+def _fans(faces: Faces) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Fan of every corner `[3 M]` where all edges are pairs, and the number of fans of every vertex."""
+    directed = _directed_edges(faces)
+    count = np.int64(faces.max() + 1)
+    forward = np.argsort(directed[:, 0] * count + directed[:, 1], kind="stable")
+    backward = np.argsort(directed[:, 1] * count + directed[:, 0], kind="stable")
+    partner = np.empty(len(directed), np.int64)
+    partner[forward] = backward
+    return _fans_of(faces, partner)
+
+
+def _fans_of(faces: Faces, partner: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """As `_fans`, with the opposite directed edge of every directed edge given.
+
+    The corner at the start of an edge is in one fan with the corner at the end of its partner.
+    """
+    corner = np.arange(len(partner))
+    ends = partner // 3 * 3 + (partner % 3 + 1) % 3
+    _, labels = _connected(corner, ends, len(partner))
+    pairs = np.unique(np.stack([faces.reshape(-1), labels], axis=1), axis=0)
+    return labels, np.bincount(pairs[:, 0])[np.unique(faces)]
+
+
+def separate_sheets(vertices: Doubles, faces: Faces) -> tuple[Doubles, Faces]:
+    """Makes a closed, oriented mesh manifold where its sheets touch each other.
+
+    Pairs of triangles that cancel are removed; at an edge of four and more triangles those are joined that bound the
+    same piece of solid; a vertex with several fans becomes several vertices, slightly apart.
+
+    Args:
+        vertices: `[N, 3]`; faces: `[M, 3]`, at every edge as many in one direction as in the other.
+
+    Returns:
+        Vertices in use and faces. A mesh with borders comes back without repeated corners, else as it was.
+    """
+    faces = _without_cancelling(faces[_proper(faces)])
+    if not len(faces):
+        return vertices, faces
+    partner = _pair_edges(vertices, faces)
+    if partner is None:
+        used, index = np.unique(faces, return_inverse=True)
+        return vertices[used], index.reshape(-1, 3)
+    points, split = _split_fans(vertices, faces, partner)
+    while (doubled := _doubled_edges(points, split)) is not None:
+        points, split = _halve_edges(points, split, *doubled)
+    return points, split
+
+
+def _split_fans(vertices: Doubles, faces: Faces, partner: NDArray[np.int64]) -> tuple[Doubles, Faces]:
+    """One vertex per fan; those that share a position move apart."""
+    labels, _ = _fans_of(faces, partner)
+    owners = np.zeros(labels.max() + 1, np.int64)
+    owners[labels] = faces.reshape(-1)
+    points = vertices[owners]
+    shared = np.bincount(owners, minlength=len(vertices))[owners] > 1
+    centers = vertices[faces].mean(axis=1)
+    sums = [np.bincount(labels, np.repeat(centers[:, i], 3), len(owners)) for i in range(3)]
+    middle = np.stack(sums, axis=1) / np.bincount(labels)[:, None]
+    points = np.where(shared[:, None], points + _GAP * (middle - points), points)
+    return points, labels.reshape(-1, 3)
+
+
+def _doubled_edges(vertices: Doubles, faces: Faces) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    """Directed edges that share both ends with others, each with its partner, no triangle twice; None without any.
+
+    Between two vertices where sheets touch twice there are two edges: they need vertices of their own.
+    """
+    directed = _directed_edges(faces)
+    key = directed[:, 0] * np.int64(len(vertices)) + directed[:, 1]
+    _, inverse, count = np.unique(key, return_inverse=True, return_counts=True)
+    rows = np.flatnonzero((count[inverse] > 1) & (directed[:, 0] < directed[:, 1]))
+    partner = _pair_edges(vertices, faces) if len(rows) else None
+    if partner is None:
+        return None
+    chosen: list[int] = []
+    touched: set[int] = set()
+    for row in rows.tolist():
+        both = {row // 3, int(partner[row]) // 3}
+        if not both & touched:
+            touched |= both
+            chosen.append(row)
+    ahead = np.array(chosen, np.int64)
+    return ahead, partner[ahead]
+
+
+def _halve_edges(
+    vertices: Doubles, faces: Faces, ahead: NDArray[np.int64], back: NDArray[np.int64]
+) -> tuple[Doubles, Faces]:
+    """Puts a vertex on each edge, a little into its sheet, and halves the triangles on both sides."""
+    middles, parts = [], []
+    for number, pair in enumerate(zip(ahead.tolist(), back.tolist(), strict=True)):
+        new = len(vertices) + number
+        corners = [np.roll(faces[row // 3], -(row % 3)) for row in pair]
+        ends = vertices[corners[0][:2]].mean(axis=0)
+        middles.append(ends + _GAP * (vertices[[c[2] for c in corners]].mean(axis=0) - ends))
+        for a, b, c in corners:
+            parts += [[a, new, c], [new, b, c]]
+    kept = np.ones(len(faces), bool)
+    kept[ahead // 3], kept[back // 3] = False, False
+    return np.concatenate([vertices, middles]), np.concatenate([faces[kept], np.array(parts, np.int64)])
+
+
+def _without_cancelling(faces: Faces) -> Faces:
+    """Drops triangles with the same corners, as many as there are of the other orientation."""
+    order = np.sort(faces, axis=1)
+    first = faces.argmin(axis=1)
+    turned = faces[np.arange(len(faces)), (first + 1) % 3] == order[:, 1]
+    _, inverse, count = np.unique(order, axis=0, return_inverse=True, return_counts=True)
+    inverse = inverse.reshape(-1)
+    if (count == 1).all():
+        return faces
+    total = np.bincount(inverse, np.where(turned, 1, -1), len(count)).astype(np.int64)
+    rank = np.empty(len(faces), np.int64)
+    sign = np.where(turned, 1, -1)
+    by_group = np.lexsort((sign != np.sign(total)[inverse], inverse))
+    starts = np.concatenate([[0], np.cumsum(count)[:-1]])
+    rank[by_group] = np.arange(len(faces)) - starts[inverse[by_group]]
+    kept: Faces = faces[(count[inverse] == 1) | (rank < np.abs(total)[inverse])]
+    return kept
+
+
+def _pair_edges(vertices: Doubles, faces: Faces) -> NDArray[np.int64] | None:
+    """For every directed edge the opposite one that continues the surface, or None where there are borders."""
+    directed = _directed_edges(faces)
+    forward = directed[:, 0] < directed[:, 1]
+    key = directed.min(axis=1) * np.int64(len(vertices)) + directed.max(axis=1)
+    _, inverse, count = np.unique(key, return_inverse=True, return_counts=True)
+    if bool(np.bincount(inverse, np.where(forward, 1, -1)).any()):
+        return None
+    order = np.lexsort((~forward, inverse))
+    starts = np.concatenate([[0], np.cumsum(count)])
+    partner = np.empty(len(directed), np.int64)
+    simple = starts[:-1][count == 2]
+    partner[order[simple]], partner[order[simple + 1]] = order[simple + 1], order[simple]
+    for group in np.flatnonzero(count > 2):
+        members = order[starts[group] : starts[group + 1]]
+        for one, other in _pairs_by_angle(vertices, faces, directed, members):
+            partner[one], partner[other] = other, one
+    return partner
+
+
+def _pairs_by_angle(vertices: Doubles, faces: Faces, directed: Faces, members: NDArray[np.int64]) -> list[Any]:
+    """Pairs of the directed edges of one edge: each forward one with the next backward one through the solid."""
+    low, high = vertices[directed[members[0]].min()], vertices[directed[members[0]].max()]
+    axis = (high - low) / max(float(np.linalg.norm(high - low)), 1e-300)
+    opposite = vertices[faces[members // 3, (members % 3 + 2) % 3]] - low
+    flat = opposite - (opposite @ axis)[:, None] * axis
+    side = flat[0] / max(float(np.linalg.norm(flat[0])), 1e-300)
+    angles = np.arctan2(flat @ np.cross(axis, side), flat @ side)
+    around = members[np.argsort(angles, kind="stable")]
+    forward = directed[around, 0] < directed[around, 1]
+    stack: list[int] = []
+    pairs = []
+    # The solid lies clockwise (seen along the axis) behind a forward triangle: its partner comes before it. As in
+    # nested brackets, a backward triangle opens a piece of solid and the next forward one closes it.
+    depth = np.cumsum(np.where(forward, -1, 1))
+    start = (int(depth.argmin()) + 1) % len(around)
+    for position in np.roll(np.arange(len(around)), -start):
+        if forward[position]:
+            pairs.append((int(around[position]), stack.pop()))
+        else:
+            stack.append(int(around[position]))
+    return pairs
