@@ -82,10 +82,11 @@ def sample_latents(
         raise InvalidInputError(f"eta must lie in 0..1, and be 0 for other samplers than ddim, got {eta}")
     scheduler = build_scheduler(noise, sampler)
     options: dict[str, Any] = {"eta": eta, "generator": generator} if sampler == "ddim" else {}
-    scheduler.set_timesteps(steps, device=start.device)
+    scheduler.set_timesteps(steps)  # on the CPU, so that looking up a noise level does not wait for the GPU
+    on_device = scheduler.timesteps.to(start.device)
     latents = start.to(torch.float32) * float(scheduler.init_noise_sigma)
     for index, timestep in enumerate(scheduler.timesteps):
-        prediction = predict(latents, timestep).to(torch.float32)
+        prediction = predict(latents, on_device[index]).to(torch.float32)
         latents = scheduler.step(prediction, timestep, latents, **options).prev_sample
         if progress is not None:
             progress(index + 1, len(scheduler.timesteps))
