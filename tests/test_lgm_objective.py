@@ -162,16 +162,17 @@ SMALL = LGMParams(
     name="small-rays",
     down_channels=(32, 32),
     down_attention=(False, True),
-    up_channels=(32,),
-    up_attention=(False,),
+    up_channels=(32, 32),
+    up_attention=(False, False),
     input_size=32,
-    splat_size=16,
+    splat_size=32,
     output_size=32,
     num_heads=2,
-    position_mode="ray",
-    color_mode="blend",
-    initial_opacity=0.1,
-    initial_scale=0.04,
+    patch_size=2,
+    parametrization="hull",
+    sweep_planes=8,
+    grid_distortion_prob=0.0,
+    camera_jitter_prob=0.0,
     normalize_poses=False,
     composite_twice=False,
     random_background_prob=0.5,
@@ -210,7 +211,8 @@ def test_objective_learns_with_augmentations() -> None:
 
 def test_augmentation_is_reproducible_and_off_in_evaluation() -> None:
     torch.manual_seed(1)
-    network, objective = LGM(SMALL), LGMObjective(dataclasses.replace(SMALL, grid_distortion_prob=1.0))
+    world = dataclasses.replace(SMALL, parametrization="world", grid_distortion_prob=1.0)
+    network, objective = LGM(world), LGMObjective(world)
     inputs, targets = disc_views(1, 4), disc_views(1, 2)
 
     def loss(seed: int, training: bool) -> Any:
@@ -224,11 +226,10 @@ def test_random_background_reaches_the_references_only() -> None:
     objective = LGMObjective(dataclasses.replace(SMALL, random_background_prob=1.0))
     seen = []
 
-    def network(inputs: Tensor) -> Any:
-        seen.append(inputs)
-        return LGM(SMALL)(inputs)
+    def network(pictures: Tensor, profile: Tensor) -> Any:
+        seen.append(pictures)
+        return LGM(SMALL)(pictures, profile)
 
-    objective.params = dataclasses.replace(objective.params, grid_distortion_prob=0.0, camera_jitter_prob=0.0)
     result = objective(network, disc_views(1, 4), disc_views(1, 2), torch.Generator().manual_seed(5), True)
     assert result.references is not None
     corner = result.references[0, :, :, 0, 0]

@@ -39,15 +39,15 @@ PARAMS = LGMParams(
     name="lgm-test",
     down_channels=(32, 32),
     down_attention=(False, True),
-    up_channels=(32,),
-    up_attention=(False,),
-    splat_size=16,
+    up_channels=(32, 32),
+    up_attention=(False, False),
+    splat_size=32,
     output_size=32,
     input_size=32,
     num_heads=2,
-    position_mode="ray",
-    color_mode="blend",
-    initial_opacity=0.1,
+    patch_size=2,
+    parametrization="hull",
+    sweep_planes=8,
     normalize_poses=False,
     grid_distortion_prob=0.0,
     camera_jitter_prob=0.0,
@@ -160,12 +160,13 @@ def test_surface_terms_measure_z_and_pull_on_positions(rendered: Path) -> None:
 @pytest.mark.parametrize("field", ["grid_distortion_prob", "camera_jitter_prob"])
 def test_changed_views_do_not_count(rendered: Path, field: str) -> None:
     """With the last three views changed, only the depth of the first one matters."""
-    cube, network = _cube(rendered), LGM(PARAMS)
+    world = dataclasses.replace(PARAMS, parametrization="world")
+    cube, network = _cube(rendered), LGM(world)
     assert cube.depths is not None
     torch.nn.init.normal_(network.conv.bias, std=0.2)
 
     def depth_term(depths: torch.Tensor, probability: float) -> float:
-        objective = LGMObjective(dataclasses.replace(PARAMS, **{field: probability}))
+        objective = LGMObjective(dataclasses.replace(world, **{field: probability}))
         views = Views(cube.images, cube.cameras, depths)
         result = objective(network, views, cube, torch.Generator().manual_seed(0), True)
         return float(result.metrics["depth"])
@@ -216,11 +217,11 @@ def test_feed_brings_depth_and_both_resolutions(rendered: Path, tmp_path: Path) 
 
 def test_presets_scale_and_keep_their_weights() -> None:
     half = LGM_MINI.at_input_size(128)
-    assert (half.input_size, half.splat_size, half.output_size) == (128, 64, 128)
+    assert (half.input_size, half.splat_size, half.output_size) == (128, 128, 128)
     assert {k: v.shape for k, v in LGM(half).state_dict().items()} == {
         k: v.shape for k, v in LGM(LGM_MINI).state_dict().items()
     }
-    with pytest.raises(InvalidInputError, match="multiple of 16"):
+    with pytest.raises(InvalidInputError, match="multiple of 8"):
         LGM_MINI.at_input_size(100)
     with pytest.raises(InvalidInputError, match="lambda_depth"):
         dataclasses.replace(LGM_MINI, lambda_depth=-1.0)
@@ -230,8 +231,9 @@ def test_presets_scale_and_keep_their_weights() -> None:
     assert isinstance(task.network, LGM) and task.network.params == half
     assert (task.target_size, task.needs_depth) == (128, True)
     assert not build_task(dataclasses.replace(config, use_depth=False)).needs_depth
-    weak = build_task(dataclasses.replace(config, lambda_depth=0.1)).objective
-    assert isinstance(weak, LGMObjective) and weak.params.lambda_depth == 0.1
+    changed = build_task(dataclasses.replace(config, lambda_depth=0.7, lambda_ssim=0.3)).objective
+    assert isinstance(changed, LGMObjective)
+    assert (changed.params.lambda_depth, changed.params.lambda_ssim) == (0.7, 0.3)
 
 
 def test_clock_follows_the_larger_share(monkeypatch: pytest.MonkeyPatch) -> None:

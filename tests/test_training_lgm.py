@@ -29,15 +29,17 @@ PARAMS = LGMParams(
     name="lgm-test",
     down_channels=(32, 32),
     down_attention=(False, True),
-    up_channels=(32,),
-    up_attention=(False,),
-    splat_size=16,
+    up_channels=(32, 32),
+    up_attention=(False, False),
+    splat_size=32,
     output_size=32,
     input_size=32,
     num_heads=2,
-    position_mode="ray",
-    color_mode="blend",
-    initial_opacity=0.1,
+    patch_size=2,
+    parametrization="hull",
+    sweep_planes=8,
+    grid_distortion_prob=0.0,
+    camera_jitter_prob=0.0,
     normalize_poses=False,
     random_background_prob=0.5,
 )
@@ -81,7 +83,7 @@ def test_autocast_gives_float_gaussians() -> None:
     network = AutocastNetwork(LGM(PARAMS), enabled=True)
     seen: list[torch.dtype] = []
     network.network.unet.conv_in.register_forward_hook(lambda module, given, output: seen.append(output.dtype))
-    gaussians = network(torch.rand(1, 4, 9, 32, 32))
+    gaussians = network(torch.rand(1, 4, 11, 32, 32), torch.rand(1, 4, 24, 16, 16))
     assert seen == [torch.bfloat16]
     assert {getattr(gaussians, f.name).dtype for f in dataclasses.fields(gaussians)} == {torch.float32}
 

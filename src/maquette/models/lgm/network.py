@@ -255,7 +255,7 @@ class LGM(nn.Module):
         if len(shape) != 5 or shape[1:] != expected:
             raise InvalidInputError(f"{params.name} needs inputs of shape [B, *{list(expected)}], got {list(shape)}")
         if hull != (profile is not None):
-            raise InvalidInputError(f"{params.name} {'needs' if hull else 'takes no'} profile of a plane sweep")
+            raise InvalidInputError(f"{params.name} {'needs a' if hull else 'takes no'} profile of a plane sweep")
         weight = self.unet.conv_in.weight
         flat = pictures.flatten(0, 1).to(weight.dtype)
         flat_profile = None if profile is None else profile.flatten(0, 1).to(weight.dtype)

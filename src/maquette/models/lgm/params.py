@@ -116,15 +116,8 @@ class LGMParams:
                 f"{self.name}: splat_size must be what the blocks produce and divide input_size "
                 f"{self.input_size}: {produced}, got {self.splat_size}"
             )
-        if self.parametrization == "hull" and self.splat_size != self.input_size:
-            raise InvalidInputError(
-                f"{self.name}: the hull needs one Gaussian per pixel, splat_size {self.input_size}, got "
-                f"{self.splat_size}"
-            )
-        if self.parametrization == "hull" and (self.grid_distortion_prob or self.camera_jitter_prob):
-            raise InvalidInputError(
-                f"{self.name}: the hull needs exact views: grid_distortion_prob and camera_jitter_prob must be 0"
-            )
+        if self.parametrization == "hull":
+            self._check_hull()
         for field in ("grid_distortion_prob", "camera_jitter_prob", "random_background_prob"):
             value = getattr(self, field)
             if not 0.0 <= value <= 1.0:
@@ -132,6 +125,17 @@ class LGMParams:
         for field in ("lambda_lpips", "lambda_ssim", "lambda_depth", "lambda_opacity"):
             if not getattr(self, field) >= 0.0:
                 raise InvalidInputError(f"{self.name}: {field} must be at least 0, got {getattr(self, field)}")
+
+    def _check_hull(self) -> None:
+        if self.splat_size != self.input_size:
+            raise InvalidInputError(
+                f"{self.name}: the hull needs one Gaussian per pixel, splat_size {self.input_size}, got "
+                f"{self.splat_size}"
+            )
+        if self.grid_distortion_prob or self.camera_jitter_prob:
+            raise InvalidInputError(
+                f"{self.name}: the hull needs exact views: grid_distortion_prob and camera_jitter_prob must be 0"
+            )
 
     def at_input_size(self, size: int) -> LGMParams:
         """The same network on other pictures: input, output grid and rendered pictures scale by one factor.

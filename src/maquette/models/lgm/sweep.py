@@ -131,7 +131,7 @@ def _first_inside(coverage: Tensor, depths: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _refine(rays: _Rays, alpha: Tensor, distances: Tensor) -> Tensor:
-    """Entry `[B, V, HW]` into the hull of the silhouettes `[B, V, 1, H, W]` among sorted `distances` `[B, V, HW, D]`."""
+    """Entry `[B, V, HW]` into the hull of silhouettes `[B, V, 1, H, W]`, among sorted `distances` `[B, V, HW, D]`."""
     coverage: Tensor | None = None
     for shift in range(1, alpha.shape[1]):
         seen = rays.sample(alpha, shift, distances)[:, :, 0]
