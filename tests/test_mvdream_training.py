@@ -23,7 +23,7 @@ from maquette.models.mvdream.tokenizer import build_tokenizer, letter_tokenizer,
 from maquette.models.mvdream.training_networks import ConditionalDenoiser, LatentAutoencoder
 from maquette.nn.posed_images import select_cameras
 from maquette.picture.prepare import prepare_picture
-from maquette.training.step import Objective
+from maquette.training.step import AutocastNetwork, Objective
 from maquette.views import Views
 from maquette.weights import write_weights
 from mvdream_stand_ins import TINY_IMAGEDREAM, TINY_MVDREAM
@@ -186,6 +186,25 @@ def test_training_reports_pictures_and_metrics() -> None:
     assert not any(parameter.requires_grad for parameter in autoencoder.parameters())
     rebuilt = AutoencoderObjective(TINY.autoencoder)(autoencoder, views, views, torch.Generator(), False)
     assert set(rebuilt.metrics) == {"l1", "ssim", "psnr", "latent_power"}
+
+
+def test_both_stages_train_under_autocast_and_use_all_they_train() -> None:
+    views, autoencoder, denoiser = two_objects(), LatentAutoencoder(TINY.autoencoder), ConditionalDenoiser(TINY)
+    for parameter in denoiser.unet.out[-1].parameters():
+        nn.init.normal_(parameter, std=0.05)
+    prompts = torch.randint(0, 500, (2, 16), generator=torch.Generator().manual_seed(0))
+    rebuild = AutoencoderObjective(TINY.autoencoder)
+    rebuild(AutocastNetwork(autoencoder, True), views, views, torch.Generator(), True).loss.backward()
+    assert all(parameter.grad is not None for parameter in autoencoder.parameters())
+    denoise = DenoisingObjective(TINY, autoencoder, torch.zeros(16, dtype=torch.long))
+    losses = [
+        denoise(network, views, views, torch.Generator().manual_seed(0), True, prompts).loss
+        for network in (denoiser, AutocastNetwork(denoiser, True))
+    ]
+    torch.testing.assert_close(losses[1], losses[0], atol=0.01, rtol=0.01)
+    losses[1].backward()
+    trained = {name for name, parameter in denoiser.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, parameter in denoiser.named_parameters() if parameter.grad is not None}
 
 
 def test_wrong_objectives_are_refused() -> None:
