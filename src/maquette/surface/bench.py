@@ -12,15 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maquette.cameras import Cameras
 from maquette.data.assets import open_assets
 from maquette.data.dataset import INPUT, RenderedDataset
 from maquette.data.render import bounding_sphere
 from maquette.errors import InvalidInputError
-from maquette.evaluation.metrics import psnr
 from maquette.gaussians import Gaussians
 from maquette.mesh import Mesh
-from maquette.rendering import render
+from maquette.surface.report import describe, likeness_to
 from maquette.views import Views
 
 Extract = Callable[[Gaussians], Mesh]
@@ -31,8 +29,6 @@ RADIUS = 0.6
 DISTANCES = (0.01, 0.05)
 """Of the F-scores, in world units."""
 _SAMPLES = 50_000
-_AZIMUTHS = tuple(22.5 + 45 * i for i in range(8))
-_ELEVATIONS = (-10.0, 0.0, 10.0, 20.0, 30.0, 20.0, 10.0, 0.0)
 _FAINT = 0.005
 
 
@@ -46,7 +42,9 @@ class SurfaceScores:
         seconds: of the extraction.
         chamfer: mean of the mean distances from either surface to the other, world units.
         f_scores: harmonic mean of precision and recall at each of `DISTANCES`, 0..1.
-        psnr: in dB, of the unlit mesh against the Gaussians' renders, over 8 views of 256 px.
+        psnr: in dB, of the unlit mesh against the Gaussians' renders, mean of 8 views of 512 px.
+        psnr_limit: of the Gaussians' pictures cut out at half coverage, see `SurfaceReport`.
+        watertight: closed and manifold.
     """
 
     object_id: str
@@ -57,6 +55,8 @@ class SurfaceScores:
     chamfer: float
     f_scores: tuple[float, ...]
     psnr: float
+    psnr_limit: float
+    watertight: bool
 
 
 def bench_surfaces(
@@ -110,10 +110,10 @@ def _normalized(mesh: Mesh) -> Mesh:
 
 def _scores(object_id: str, name: str, gaussians: Gaussians, mesh: Mesh, truth: Mesh, seconds: float) -> SurfaceScores:
     chamfer, f_scores = compare_surfaces(mesh, truth)
-    cameras = Cameras.orbit(_AZIMUTHS, _ELEVATIONS)
-    look = psnr(render(mesh, cameras, lighting="unlit"), render(gaussians, cameras)).mean()
+    look, limit = likeness_to(gaussians, mesh, torch.zeros(3), RADIUS)
+    closed = describe(mesh, {}).watertight
     return SurfaceScores(
-        object_id, name, gaussians.num_gaussians, mesh.num_faces, seconds, chamfer, f_scores, float(look)
+        object_id, name, gaussians.num_gaussians, mesh.num_faces, seconds, chamfer, f_scores, look, limit, closed
     )
 
 
@@ -152,6 +152,8 @@ def means(scores: Sequence[SurfaceScores], method: str) -> dict[str, Any]:
         "chamfer": float(np.mean([s.chamfer for s in chosen])),
         **{f"f_{d:g}": float(np.mean([s.f_scores[i] for s in chosen])) for i, d in enumerate(DISTANCES)},
         "psnr": float(np.mean([s.psnr for s in chosen])),
+        "psnr_limit": float(np.mean([s.psnr_limit for s in chosen])),
+        "watertight": sum(s.watertight for s in chosen),
         "seconds": float(np.mean([s.seconds for s in chosen])),
         "triangles": round(float(np.mean([s.triangles for s in chosen]))),
     }
