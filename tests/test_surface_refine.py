@@ -117,9 +117,9 @@ def test_refinement_of_a_ball_towards_an_ellipsoid() -> None:
 def test_corners_of_a_cube_appear_without_folds() -> None:
     cube = trimesh.creation.box((0.7, 0.7, 0.7))
     cube.unmerge_vertices()
-    solid = checked(refine(ball(), maps_of(cube), RefineOptions(steps=50)))
-    assert solid.volume == pytest.approx(0.343, rel=0.06)
-    assert solid.extents == pytest.approx([0.7, 0.7, 0.7], abs=0.06)
+    solid = checked(refine(ball(), maps_of(cube), RefineOptions(steps=35)))
+    assert solid.volume == pytest.approx(0.343, rel=0.12)
+    assert solid.extents == pytest.approx([0.7, 0.7, 0.7], abs=0.08)
 
 
 def test_region_changes_and_nothing_else_does() -> None:

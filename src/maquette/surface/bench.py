@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from maquette.data.assets import open_assets
@@ -90,7 +91,7 @@ def bench_surfaces(
             with torch.inference_mode():
                 made = reconstruct(dataset.views(index, inputs))
             gaussians = made.select(made.opacities >= _FAINT)
-            truth = _normalized(truths[info.id].read_mesh())
+            truth = normalized(truths[info.id].read_mesh())
             for name, extract in methods.items():
                 if not warm:
                     extract(gaussians)
@@ -99,13 +100,6 @@ def bench_surfaces(
                 seconds = time.perf_counter() - start
                 yield _scores(info.id, name, gaussians, mesh, truth, seconds)
             warm = True
-
-
-def _normalized(mesh: Mesh) -> Mesh:
-    center, radius = bounding_sphere(mesh)
-    scale = RADIUS / radius
-    x, y, z = (-value * scale for value in center)
-    return mesh.transformed(scale, (x, y, z))
 
 
 def _scores(object_id: str, name: str, gaussians: Gaussians, mesh: Mesh, truth: Mesh, seconds: float) -> SurfaceScores:
@@ -131,17 +125,44 @@ def compare_surfaces(mesh: Mesh, truth: Mesh, *, samples: int = _SAMPLES) -> tup
     return float(to_true.mean() + to_made.mean()) / 2, tuple(f_scores)
 
 
+def normal_consistency(mesh: Mesh, truth: Mesh, *, samples: int = _SAMPLES) -> float:
+    """Mean absolute cosine of normals at points sampled evenly on either surface and at the nearest of the other."""
+    from scipy import spatial
+
+    (made, made_normals), (true, true_normals) = (_samples(m, samples, seed) for seed, m in enumerate((mesh, truth)))
+    to_true = spatial.cKDTree(true).query(made)[1]
+    to_made = spatial.cKDTree(made).query(true)[1]
+    forward = np.abs((made_normals * true_normals[to_true]).sum(axis=1)).mean()
+    backward = np.abs((true_normals * made_normals[to_made]).sum(axis=1)).mean()
+    return float(forward + backward) / 2
+
+
+def normalized(mesh: Mesh) -> Mesh:
+    """The asset as the plan `standard` places it: its bounding sphere at the origin, of radius `RADIUS`."""
+    center, radius = bounding_sphere(mesh)
+    scale = RADIUS / radius
+    x, y, z = (-value * scale for value in center)
+    return mesh.transformed(scale, (x, y, z))
+
+
 def sample_points(mesh: Mesh, count: int, seed: int) -> Tensor:
     """Points `[count, 3]` (float64) spread over the triangles by area."""
+    return torch.from_numpy(_samples(mesh, count, seed)[0])
+
+
+def _samples(mesh: Mesh, count: int, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Points and unit normals of their triangles, `[count, 3]` each."""
     corners = mesh.vertices.cpu().double()[mesh.faces.cpu()]
-    area = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]).norm(dim=1)
+    crossed = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    area = crossed.norm(dim=1)
     summed = torch.nan_to_num(area).cumsum(0)
     generator = torch.Generator().manual_seed(seed)
     picked, u, v = torch.rand(3, count, generator=generator, dtype=torch.float64)
     face = torch.searchsorted(summed, picked * summed[-1]).clamp_max(len(area) - 1)
     root = u.sqrt()
     barycentric = torch.stack([1 - root, root * (1 - v), root * v], dim=1)
-    return (corners[face] * barycentric[:, :, None]).sum(dim=1)
+    points = (corners[face] * barycentric[:, :, None]).sum(dim=1)
+    return points.numpy(), torch.nn.functional.normalize(crossed[face], dim=1).numpy()
 
 
 def means(scores: Sequence[SurfaceScores], method: str) -> dict[str, Any]:
