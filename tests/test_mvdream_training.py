@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from maquette.cameras import Cameras
-from maquette.errors import InvalidInputError
+from maquette.errors import InvalidInputError, WeightsError
 from maquette.models.mvdream.cameras import camera_conditions, relative_conditions
 from maquette.models.mvdream.encoders import from_planes, to_planes
-from maquette.models.mvdream.loading import load_pipeline
+from maquette.models.mvdream.loading import join_weights, load_pipeline
 from maquette.models.mvdream.objective import AutoencoderObjective, DenoisingObjective, centered
-from maquette.models.mvdream.official import MERGES, VOCABULARY, build_components
+from maquette.models.mvdream.official import build_components
 from maquette.models.mvdream.params import MVDREAM_MINI, AutoencoderParams, NoiseParams
 from maquette.models.mvdream.sampling import build_scheduler
 from maquette.models.mvdream.tokenizer import build_tokenizer, letter_tokenizer, trained_tokenizer
@@ -156,12 +156,12 @@ def test_a_tiny_model_learns_to_show_what_it_is_told(tmp_path: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         autoencoder, denoiser = train_both(views, ids[:2], ids[2])
-    tokenizer = {
-        name: torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        for name, data in zip((VOCABULARY, MERGES), files, strict=True)
-    }
-    file = tmp_path / "tiny.safetensors"
-    write_weights(file, {**autoencoder.state_dict(), **denoiser.state_dict(), **tokenizer}, {"model": TINY.name})
+    file, exports = tmp_path / "tiny.safetensors", (tmp_path / "first.safetensors", tmp_path / "second.safetensors")
+    for export, network in zip(exports, (autoencoder, denoiser), strict=True):
+        write_weights(export, network.state_dict(), {"model": TINY.name})
+    with pytest.raises(WeightsError, match="image_encoder"):
+        join_weights(exports[:1], files, TINY, file, {})
+    join_weights(exports, files, TINY, file, {"license": "Apache-2.0"})
     pipeline = load_pipeline(TINY, file)
     rebuilt = AutoencoderObjective(TINY.autoencoder)(autoencoder, views, views, torch.Generator(), False).pictures
     assert rebuilt is not None
