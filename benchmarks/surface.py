@@ -1,4 +1,4 @@
-"""Measures both surface extractions: python benchmarks/surface.py --data DIR --assets DIR [-o DIR] [--ids ...].
+"""Measures the ways from Gaussians to a mesh: python benchmarks/surface.py --data DIR --assets DIR [--ids ...].
 
 DIR of --data is a folder that `maquette data render ASSETS --split test --plan standard` wrote.
 """
@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
+import os
+import sys
 import warnings
+from importlib import resources
 from pathlib import Path
 
 import torch
@@ -16,6 +20,7 @@ import torch
 import maquette
 from maquette.io.atomic import atomic_write_text
 from maquette.raster.bench_report import machine
+from maquette.surface import SurfaceOptions, gaussians_to_asset
 from maquette.surface.bench import bench_surfaces, means
 from maquette.surface.extract import extract_density
 from maquette.surface.fusion import fuse_gaussians
@@ -35,8 +40,10 @@ IDS = (
     "kenney-2019-furniture_pack-loungechair",
 )
 METHODS = {
-    "fusion": fuse_gaussians,
     "density": lambda gaussians: extract_density(gaussians, level=0.25),
+    "fusion": fuse_gaussians,
+    "fast": lambda gaussians: gaussians_to_asset(gaussians, SurfaceOptions(fast=True, measure=False)).mesh,
+    "full": lambda gaussians: gaussians_to_asset(gaussians, SurfaceOptions(measure=False)).mesh,
 }
 
 
@@ -48,20 +55,33 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
     warnings.filterwarnings("ignore", message=".* expects cameras")
-    scores = list(bench_surfaces(args.data, args.assets, maquette.load("lgm-mini"), METHODS, args.ids))
+    load = os.getloadavg()[0]
+    scores = []
+    for score in bench_surfaces(args.data, args.assets, maquette.load("lgm-mini"), METHODS, args.ids):
+        print(score, file=sys.stderr)
+        scores.append(score)
     summary = {name: means(scores, name) for name in METHODS}
     where = machine(torch.device("cpu"))
-    document = {"machine": where, "mean": summary, "objects": [dataclasses.asdict(score) for score in scores]}
+    weights = hashlib.sha256(
+        resources.files("maquette.weights").joinpath("lgm-mini.safetensors").read_bytes()
+    ).hexdigest()
+    document = {
+        "machine": where,
+        "weights_sha256": weights,
+        "load_average": load,
+        "mean": summary,
+        "objects": [dataclasses.asdict(score) for score in scores],
+    }
     lines = [
         f"Surfaces of lgm-mini's Gaussians, {len(args.ids)} test objects; {where['device']}, commit {where['commit']}, "
-        f"{where['date']}",
+        f"{where['date']}, load average {load:.1f}; weights sha256 {weights[:16]}",
         "",
-        "| method | Chamfer | F 0.01 | F 0.05 | PSNR dB | seconds | triangles |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| method | Chamfer | F 0.01 | F 0.05 | PSNR dB | limit dB | watertight | seconds | triangles |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     lines += [
         f"| {name} | {m['chamfer']:.4f} | {m['f_0.01']:.3f} | {m['f_0.05']:.3f} | {m['psnr']:.2f} | "
-        f"{m['seconds']:.2f} | {m['triangles']:,} |"
+        f"{m['psnr_limit']:.2f} | {m['watertight']} of {m['objects']} | {m['seconds']:.2f} | {m['triangles']:,} |"
         for name, m in summary.items()
     ]
     args.output.mkdir(parents=True, exist_ok=True)

@@ -11,19 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from maquette.cameras import Cameras
-from maquette.errors import InvalidInputError
+from maquette.errors import InvalidInputError, WeightsError
 from maquette.models.mvdream.cameras import camera_conditions, relative_conditions
 from maquette.models.mvdream.encoders import from_planes, to_planes
-from maquette.models.mvdream.loading import load_pipeline
+from maquette.models.mvdream.loading import join_weights, load_pipeline
 from maquette.models.mvdream.objective import AutoencoderObjective, DenoisingObjective, centered
-from maquette.models.mvdream.official import MERGES, VOCABULARY, build_components
+from maquette.models.mvdream.official import build_components
 from maquette.models.mvdream.params import MVDREAM_MINI, AutoencoderParams, NoiseParams
 from maquette.models.mvdream.sampling import build_scheduler
 from maquette.models.mvdream.tokenizer import build_tokenizer, letter_tokenizer, trained_tokenizer
 from maquette.models.mvdream.training_networks import ConditionalDenoiser, LatentAutoencoder
 from maquette.nn.posed_images import select_cameras
 from maquette.picture.prepare import prepare_picture
-from maquette.training.step import Objective
+from maquette.training.step import AutocastNetwork, Objective
 from maquette.views import Views
 from maquette.weights import write_weights
 from mvdream_stand_ins import TINY_IMAGEDREAM, TINY_MVDREAM
@@ -156,12 +156,12 @@ def test_a_tiny_model_learns_to_show_what_it_is_told(tmp_path: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         autoencoder, denoiser = train_both(views, ids[:2], ids[2])
-    tokenizer = {
-        name: torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        for name, data in zip((VOCABULARY, MERGES), files, strict=True)
-    }
-    file = tmp_path / "tiny.safetensors"
-    write_weights(file, {**autoencoder.state_dict(), **denoiser.state_dict(), **tokenizer}, {"model": TINY.name})
+    file, exports = tmp_path / "tiny.safetensors", (tmp_path / "first.safetensors", tmp_path / "second.safetensors")
+    for export, network in zip(exports, (autoencoder, denoiser), strict=True):
+        write_weights(export, network.state_dict(), {"model": TINY.name})
+    with pytest.raises(WeightsError, match="image_encoder"):
+        join_weights(exports[:1], files, TINY, file, {})
+    join_weights(exports, files, TINY, file, {"license": "Apache-2.0"})
     pipeline = load_pipeline(TINY, file)
     rebuilt = AutoencoderObjective(TINY.autoencoder)(autoencoder, views, views, torch.Generator(), False).pictures
     assert rebuilt is not None
@@ -186,6 +186,25 @@ def test_training_reports_pictures_and_metrics() -> None:
     assert not any(parameter.requires_grad for parameter in autoencoder.parameters())
     rebuilt = AutoencoderObjective(TINY.autoencoder)(autoencoder, views, views, torch.Generator(), False)
     assert set(rebuilt.metrics) == {"l1", "ssim", "psnr", "latent_power"}
+
+
+def test_both_stages_train_under_autocast_and_use_all_they_train() -> None:
+    views, autoencoder, denoiser = two_objects(), LatentAutoencoder(TINY.autoencoder), ConditionalDenoiser(TINY)
+    for parameter in denoiser.unet.out[-1].parameters():
+        nn.init.normal_(parameter, std=0.05)
+    prompts = torch.randint(0, 500, (2, 16), generator=torch.Generator().manual_seed(0))
+    rebuild = AutoencoderObjective(TINY.autoencoder)
+    rebuild(AutocastNetwork(autoencoder, True), views, views, torch.Generator(), True).loss.backward()
+    assert all(parameter.grad is not None for parameter in autoencoder.parameters())
+    denoise = DenoisingObjective(TINY, autoencoder, torch.zeros(16, dtype=torch.long))
+    losses = [
+        denoise(network, views, views, torch.Generator().manual_seed(0), True, prompts).loss
+        for network in (denoiser, AutocastNetwork(denoiser, True))
+    ]
+    torch.testing.assert_close(losses[1], losses[0], atol=0.01, rtol=0.01)
+    losses[1].backward()
+    trained = {name for name, parameter in denoiser.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, parameter in denoiser.named_parameters() if parameter.grad is not None}
 
 
 def test_wrong_objectives_are_refused() -> None:

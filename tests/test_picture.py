@@ -171,6 +171,13 @@ def test_objects_that_are_cut_off_are_warned_about() -> None:
     assert any("bottom edge" in warning for warning in prepared.warnings)
 
 
+def test_scenes_that_reach_from_side_to_side_are_refused() -> None:
+    bars = torch.zeros(SIZE, SIZE)
+    bars[90:110], bars[:100, 90:110] = 1, 1
+    with pytest.raises(InvalidInputError, match="top, left, right edge, so it is rather"):
+        prepare_picture(over(BROWN, bars, flat(0.9, 0.9, 0.9)))
+
+
 # rembg
 
 

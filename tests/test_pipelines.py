@@ -21,6 +21,7 @@ from maquette.models.lgm.reconstructor import LGMReconstructor
 from maquette.pipelines import FORMATS, generate, render_file
 from maquette.registry import build_network
 from maquette.rendering import Turntable, fitted, render, render_turntable
+from maquette.surface import SurfaceOptions
 from maquette.views import Views
 from pipeline_scenes import ball_of_gaussians, ball_views, write_views_folder
 
@@ -70,7 +71,7 @@ def test_generate_writes_files_that_open(folder: Path, tmp_path: Path) -> None:
 def test_mesh_keeps_orientation_and_colors(tmp_path: Path) -> None:
     path = tmp_path / "ball.glb"
     maquette.write_gaussians(tmp_path / "ball.ply", ball_of_gaussians(2000))
-    convert(tmp_path / "ball.ply", path)
+    convert(tmp_path / "ball.ply", path, options=SurfaceOptions(fast=True, colors="vertices"))
     mesh = maquette.read_mesh(path)
     assert mesh.vertex_colors is not None
     front = mesh.vertex_colors[mesh.vertices[:, 2] > 0.4].mean(dim=0)

@@ -31,6 +31,7 @@ VERBS: dict[str, str] = {
     "generate": "Posed pictures of an object to Gaussians, mesh, turntable and contact sheet.",
     "render": "A .ply, .splat or .glb file to a picture, a contact sheet or a turntable video.",
     "convert": "One 3D file format to another.",
+    "refine": "A mesh moved until its normals match given normal maps.",
     "models": "List, describe, download and import models.",
     "data": "Render 3D assets to posed pictures for training and evaluation.",
     "train": "Train a model on rendered assets.",

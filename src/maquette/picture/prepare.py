@@ -73,7 +73,15 @@ def prepare_picture(
     cut = _cut_out(image, method)
     clean = cut.image.clone()
     clean[3] = torch.where(clean[3] < _HAZE, torch.zeros_like(clean[3]), clean[3])
+    sides = _touched_sides(clean[3])
+    if method == "plain" and len(sides) > 2:
+        raise InvalidInputError(
+            f"what looks like the object reaches the picture's {', '.join(sides)} edge, so it is rather a part of the "
+            f"background; {ADVICE}"
+        )
     warnings = [*cut.warnings, *_check_object(clean[3])]
+    if sides:
+        warnings.append(f"the object touches the picture's {', '.join(sides)} edge: what is cut off there is missing")
     centered = recenter(decontaminate(clean), clean[3] > _SEEN, border_ratio)
     if size is not None and size != centered.shape[-1]:
         centered = _resized(centered, size)
@@ -123,7 +131,7 @@ def _check_picture(image: Tensor, size: int | None) -> None:
 
 
 def _check_object(alpha: Tensor) -> list[str]:
-    """Size and place of the object in `[H, W]`."""
+    """Size of the object in `[H, W]`."""
     seen = alpha > 0.5
     rows, columns = seen.any(dim=1).nonzero().flatten(), seen.any(dim=0).nonzero().flatten()
     if len(rows) == 0:
@@ -136,11 +144,14 @@ def _check_object(alpha: Tensor) -> list[str]:
     warnings = []
     if extent < _SMALL_OBJECT_PX:
         warnings.append(f"the object is only {extent} px large: expect little detail")
-    sides = {"top": seen[0], "bottom": seen[-1], "left": seen[:, 0], "right": seen[:, -1]}
-    cut = [side for side, line in sides.items() if float(line.float().mean()) > _MAX_CUT_SHARE]
-    if cut:
-        warnings.append(f"the object touches the picture's {', '.join(cut)} edge: what is cut off there is missing")
     return warnings
+
+
+def _touched_sides(alpha: Tensor) -> list[str]:
+    """Sides of the picture at which the object in `[H, W]` is cut off."""
+    seen = alpha > 0.5
+    sides = {"top": seen[0], "bottom": seen[-1], "left": seen[:, 0], "right": seen[:, -1]}
+    return [side for side, line in sides.items() if float(line.float().mean()) > _MAX_CUT_SHARE]
 
 
 def _at_most(image: Tensor, side: int) -> Tensor:

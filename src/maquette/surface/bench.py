@@ -10,17 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from maquette.cameras import Cameras
 from maquette.data.assets import open_assets
 from maquette.data.dataset import INPUT, RenderedDataset
 from maquette.data.render import bounding_sphere
 from maquette.errors import InvalidInputError
-from maquette.evaluation.metrics import psnr
 from maquette.gaussians import Gaussians
 from maquette.mesh import Mesh
-from maquette.rendering import render
+from maquette.surface.report import describe, likeness_to
 from maquette.views import Views
 
 Extract = Callable[[Gaussians], Mesh]
@@ -31,8 +30,6 @@ RADIUS = 0.6
 DISTANCES = (0.01, 0.05)
 """Of the F-scores, in world units."""
 _SAMPLES = 50_000
-_AZIMUTHS = tuple(22.5 + 45 * i for i in range(8))
-_ELEVATIONS = (-10.0, 0.0, 10.0, 20.0, 30.0, 20.0, 10.0, 0.0)
 _FAINT = 0.005
 
 
@@ -46,7 +43,9 @@ class SurfaceScores:
         seconds: of the extraction.
         chamfer: mean of the mean distances from either surface to the other, world units.
         f_scores: harmonic mean of precision and recall at each of `DISTANCES`, 0..1.
-        psnr: in dB, of the unlit mesh against the Gaussians' renders, over 8 views of 256 px.
+        psnr: in dB, of the unlit mesh against the Gaussians' renders, mean of 8 views of 512 px.
+        psnr_limit: of the Gaussians' pictures cut out at half coverage, see `SurfaceReport`.
+        watertight: closed and manifold.
     """
 
     object_id: str
@@ -57,6 +56,8 @@ class SurfaceScores:
     chamfer: float
     f_scores: tuple[float, ...]
     psnr: float
+    psnr_limit: float
+    watertight: bool
 
 
 def bench_surfaces(
@@ -90,7 +91,7 @@ def bench_surfaces(
             with torch.inference_mode():
                 made = reconstruct(dataset.views(index, inputs))
             gaussians = made.select(made.opacities >= _FAINT)
-            truth = _normalized(truths[info.id].read_mesh())
+            truth = normalized(truths[info.id].read_mesh())
             for name, extract in methods.items():
                 if not warm:
                     extract(gaussians)
@@ -101,19 +102,12 @@ def bench_surfaces(
             warm = True
 
 
-def _normalized(mesh: Mesh) -> Mesh:
-    center, radius = bounding_sphere(mesh)
-    scale = RADIUS / radius
-    x, y, z = (-value * scale for value in center)
-    return mesh.transformed(scale, (x, y, z))
-
-
 def _scores(object_id: str, name: str, gaussians: Gaussians, mesh: Mesh, truth: Mesh, seconds: float) -> SurfaceScores:
     chamfer, f_scores = compare_surfaces(mesh, truth)
-    cameras = Cameras.orbit(_AZIMUTHS, _ELEVATIONS)
-    look = psnr(render(mesh, cameras, lighting="unlit"), render(gaussians, cameras)).mean()
+    look, limit = likeness_to(gaussians, mesh, torch.zeros(3), RADIUS)
+    closed = describe(mesh, {}).watertight
     return SurfaceScores(
-        object_id, name, gaussians.num_gaussians, mesh.num_faces, seconds, chamfer, f_scores, float(look)
+        object_id, name, gaussians.num_gaussians, mesh.num_faces, seconds, chamfer, f_scores, look, limit, closed
     )
 
 
@@ -131,17 +125,44 @@ def compare_surfaces(mesh: Mesh, truth: Mesh, *, samples: int = _SAMPLES) -> tup
     return float(to_true.mean() + to_made.mean()) / 2, tuple(f_scores)
 
 
+def normal_consistency(mesh: Mesh, truth: Mesh, *, samples: int = _SAMPLES) -> float:
+    """Mean absolute cosine of normals at points sampled evenly on either surface and at the nearest of the other."""
+    from scipy import spatial
+
+    (made, made_normals), (true, true_normals) = (_samples(m, samples, seed) for seed, m in enumerate((mesh, truth)))
+    to_true = spatial.cKDTree(true).query(made)[1]
+    to_made = spatial.cKDTree(made).query(true)[1]
+    forward = np.abs((made_normals * true_normals[to_true]).sum(axis=1)).mean()
+    backward = np.abs((true_normals * made_normals[to_made]).sum(axis=1)).mean()
+    return float(forward + backward) / 2
+
+
+def normalized(mesh: Mesh) -> Mesh:
+    """The asset as the plan `standard` places it: its bounding sphere at the origin, of radius `RADIUS`."""
+    center, radius = bounding_sphere(mesh)
+    scale = RADIUS / radius
+    x, y, z = (-value * scale for value in center)
+    return mesh.transformed(scale, (x, y, z))
+
+
 def sample_points(mesh: Mesh, count: int, seed: int) -> Tensor:
     """Points `[count, 3]` (float64) spread over the triangles by area."""
+    return torch.from_numpy(_samples(mesh, count, seed)[0])
+
+
+def _samples(mesh: Mesh, count: int, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Points and unit normals of their triangles, `[count, 3]` each."""
     corners = mesh.vertices.cpu().double()[mesh.faces.cpu()]
-    area = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]).norm(dim=1)
+    crossed = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    area = crossed.norm(dim=1)
     summed = torch.nan_to_num(area).cumsum(0)
     generator = torch.Generator().manual_seed(seed)
     picked, u, v = torch.rand(3, count, generator=generator, dtype=torch.float64)
     face = torch.searchsorted(summed, picked * summed[-1]).clamp_max(len(area) - 1)
     root = u.sqrt()
     barycentric = torch.stack([1 - root, root * (1 - v), root * v], dim=1)
-    return (corners[face] * barycentric[:, :, None]).sum(dim=1)
+    points = (corners[face] * barycentric[:, :, None]).sum(dim=1)
+    return points.numpy(), torch.nn.functional.normalize(crossed[face], dim=1).numpy()
 
 
 def means(scores: Sequence[SurfaceScores], method: str) -> dict[str, Any]:
@@ -152,6 +173,8 @@ def means(scores: Sequence[SurfaceScores], method: str) -> dict[str, Any]:
         "chamfer": float(np.mean([s.chamfer for s in chosen])),
         **{f"f_{d:g}": float(np.mean([s.f_scores[i] for s in chosen])) for i, d in enumerate(DISTANCES)},
         "psnr": float(np.mean([s.psnr for s in chosen])),
+        "psnr_limit": float(np.mean([s.psnr_limit for s in chosen])),
+        "watertight": sum(s.watertight for s in chosen),
         "seconds": float(np.mean([s.seconds for s in chosen])),
         "triangles": round(float(np.mean([s.triangles for s in chosen]))),
     }

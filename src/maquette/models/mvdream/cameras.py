@@ -29,13 +29,16 @@ def relative_conditions(cameras: Cameras) -> Tensor:
 
     Only the azimuth is relative: elevations stay what they are.
     """
-    positions = cameras.positions
-    azimuths = torch.atan2(positions[..., 0], positions[..., 2])
-    elevations = torch.asin((positions[..., 1] / positions.norm(dim=-1).clamp_min(1e-8)).clamp(-1, 1))
-    batch, views = azimuths.shape
-    turned = (azimuths - azimuths[:, :1]).rad2deg().flatten().cpu()
-    poses = Cameras.orbit(turned, elevations.rad2deg().flatten().cpu(), radius=1.0).opengl_poses()
-    return flattened_poses(poses).reshape(batch, views, -1).to(positions)
+    poses = cameras.opengl_poses()
+    rotations, positions = poses[..., :3, :3], poses[..., :3, 3]
+    azimuth = torch.atan2(positions[:, :1, 0], positions[:, :1, 2])
+    cosine, sine = azimuth.cos(), azimuth.sin()
+    zero, one = torch.zeros_like(cosine), torch.ones_like(cosine)
+    rows = [torch.stack(row, dim=-1) for row in ((cosine, zero, -sine), (zero, one, zero), (sine, zero, cosine))]
+    turn = torch.stack(rows, dim=-2)  # [B, 1, 3, 3], about Y
+    directions = positions / positions.norm(dim=-1, keepdim=True).clamp_min(1e-8)
+    moved = torch.cat([turn @ rotations, turn @ directions[..., None]], dim=-1)
+    return flattened_poses(torch.cat([moved, poses[..., 3:, :]], dim=-2))
 
 
 def flattened_poses(poses: Tensor) -> Tensor:

@@ -133,7 +133,8 @@ class DenoisingObjective:
         borders = self._uniform(batch, generator, device) if training else torch.full((batch,), 0.5, device=device)
         low, high = self._borders
         pictures = centered(images[:, 0], low + (high - low) * borders)
-        empty = self._empty_prompt.to(device).expand(batch, -1)
+        self._alphas, self._empty_prompt = self._alphas.to(device), self._empty_prompt.to(device)  # once
+        empty = self._empty_prompt.expand(batch, -1)
         told = empty if prompts is None else prompts.to(device)
         with_picture = torch.ones(batch, device=device)
         if training:
@@ -142,7 +143,7 @@ class DenoisingObjective:
             with_picture = (self._uniform(batch, generator, device) >= self._drop_picture).float()
         timesteps = torch.randint(0, self._params.noise.num_steps, (batch,), generator=generator, device=device)
         noise = torch.randn(latents.shape, generator=generator, device=device)
-        alpha = self._alphas.to(device)[timesteps]
+        alpha = self._alphas[timesteps]
         signal, spread = (root.sqrt()[:, None, None, None, None] for root in (alpha, 1 - alpha))
         noisy = signal * latents + spread * noise
         prediction = network(

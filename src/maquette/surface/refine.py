@@ -1,0 +1,297 @@
+"""Moves the vertices of a mesh until its rendered normals match given normal maps, and remeshes as it goes.
+
+The optimizer is that of Palfinger, "Continuous remeshing for inverse rendering" (2022): steps are in units of the local
+edge length, the second moment is shared by the three axes, and the wanted edge length grows where vertices hardly move
+and shrinks where they move fast. A step that would turn a triangle over is taken back at its corners.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from maquette.cameras import Cameras
+from maquette.errors import InvalidInputError
+from maquette.mesh import Mesh
+from maquette.raster.mesh import rasterize_mesh
+from maquette.raster.shading import antialias, interpolate, surface_weights
+from maquette.surface.fusion import smooth_normals
+from maquette.surface.manifold import Doubles, Faces, separate_sheets, topology
+from maquette.surface.normal_maps import NormalMaps
+from maquette.surface.remesh import Patch, remeshed, unique_edges
+
+Progress = Callable[[int, int], None]
+"""Called with (steps done, steps in all)."""
+
+_MOMENTS = (0.8, 0.8)
+_WANTED_SPEED = 0.3
+_GAIN = 0.1
+_MAX_GRADIENT = 10.0
+_SMOOTHING = 0.05
+_LAST_RATE = 0.15
+_POSITION, _SQUARES, _SPEED, _MEAN, _FREEDOM, _LENGTH = slice(0, 3), 3, 4, slice(5, 8), 8, 9
+_BORDER_PX = 6.0
+_LAST_ROUNDS, _LAST_PASSES = 8, 12
+_THIN = 0.02
+"""Least height of a triangle, relative to its longest side."""
+
+
+@dataclass(frozen=True)
+class RefineOptions:
+    """How a mesh is refined.
+
+    Attributes:
+        steps: 1 to 10,000.
+        rate: first step in units of the edge length, in (0, 1]; it falls to 15 % at the end.
+        edge_lengths: smallest and largest wanted edge, as shares of the radius of the mesh's bounding sphere.
+        laplacian: pull of every vertex to the middle of its neighbours, relative to its speed, >= 0.
+        views_per_step: normal maps compared in every step, >= 1.
+        seed: of the choice of maps.
+
+    Raises:
+        InvalidInputError: an option is out of range.
+    """
+
+    steps: int = 200
+    rate: float = 0.3
+    edge_lengths: tuple[float, float] = (0.02, 0.15)
+    laplacian: float = 0.02
+    views_per_step: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        low, high = self.edge_lengths
+        if not 1 <= self.steps <= 10_000 or not 0 < self.rate <= 1 or not 0.002 <= low <= high <= 1:
+            raise InvalidInputError(
+                "steps must lie in 1..10000, rate in (0, 1] and 0.002 <= smallest <= largest edge length <= 1; "
+                f"got {self.steps}, {self.rate} and {self.edge_lengths}"
+            )
+        if self.laplacian < 0 or self.views_per_step < 1:
+            raise InvalidInputError(
+                f"laplacian must be >= 0 and views_per_step >= 1, got {self.laplacian} and {self.views_per_step}"
+            )
+
+
+def refine(
+    mesh: Mesh,
+    maps: NormalMaps,
+    options: RefineOptions | None = None,
+    *,
+    region: Tensor | None = None,
+    region_view: int = 0,
+    progress: Progress | None = None,
+) -> Mesh:
+    """Refines a mesh by normals.
+
+    Args:
+        mesh: closed; touching sheets are separated first. Textures and colours are not kept.
+        maps: wanted normals.
+        options: how.
+        region: what may change, as painted on one of the maps: `[H, W]`, 0..1, at the maps' size. Only the surface that
+            this map's camera sees there moves, with a soft border; all else keeps its vertices.
+        region_view: the map that the region was painted on.
+        progress: told after every step.
+
+    Returns:
+        A closed mesh with smooth normals, without colours.
+
+    Raises:
+        InvalidInputError: the mesh is not closed, or the region is empty or not on it.
+    """
+    options = options or RefineOptions()
+    patch, scale = _start(mesh, options)
+    if region is not None:
+        patch = _restricted(patch, maps.cameras, region, region_view)
+    generator = torch.Generator().manual_seed(options.seed)
+    for step in range(options.steps):
+        share = step / max(options.steps - 1, 1)
+        rate = options.rate * _LAST_RATE**share
+        views = torch.randperm(maps.cameras.batch_shape[0], generator=generator)[: options.views_per_step]
+        gradient = _gradient(patch, maps, views)
+        patch = _moved(patch, gradient, step + 1, rate, options, scale)
+        patch = unfolded(remeshed(patch), 1)
+        if progress is not None:
+            progress(step + 1, options.steps)
+    for _ in range(_LAST_ROUNDS):
+        patch = unfolded(patch, _LAST_PASSES)
+        if not folded(patch.state[:, _POSITION], patch.faces).any():
+            break
+        patch = remeshed(patch)
+    points, faces = patch.state[:, _POSITION], patch.faces
+    return Mesh(
+        torch.from_numpy(points).float(), torch.from_numpy(faces), torch.from_numpy(smooth_normals(points, faces))
+    )
+
+
+def _start(mesh: Mesh, options: RefineOptions) -> tuple[Patch, float]:
+    """The patch with empty moments, and the radius of the bounding sphere."""
+    points, index = np.unique(mesh.vertices.detach().double().cpu().numpy(), axis=0, return_inverse=True)
+    points, faces = separate_sheets(points, index.reshape(-1)[mesh.faces.cpu().numpy()])
+    shape = topology(points, faces)
+    if not shape.watertight:
+        raise InvalidInputError(
+            f"only a closed mesh can be refined: this one has {shape.boundary_edges:,} edges at borders and "
+            f"{shape.bad_edges:,} of more than two triangles"
+        )
+    if shape.volume < 0:
+        faces = np.ascontiguousarray(faces[:, ::-1])
+    scale = float(np.linalg.norm(points - (points.min(axis=0) + points.max(axis=0)) / 2, axis=1).max())
+    state = np.zeros((len(points), _LENGTH + 1))
+    state[:, _POSITION], state[:, _FREEDOM] = points, 1
+    edges, _ = unique_edges(faces)
+    lengths = np.linalg.norm(points[edges[:, 0]] - points[edges[:, 1]], axis=1)
+    count = np.bincount(edges.reshape(-1), minlength=len(points))
+    mean = np.bincount(edges.reshape(-1), np.repeat(lengths, 2), len(points)) / np.maximum(count, 1)
+    state[:, _LENGTH] = mean.clip(options.edge_lengths[0] * scale, options.edge_lengths[1] * scale)
+    return Patch(state, faces, np.zeros(len(points), bool)), scale
+
+
+def _restricted(patch: Patch, cameras: Cameras, region: Tensor, view: int) -> Patch:
+    """Freezes all that the camera does not see in the region; freedom grows over a few pixels from its border."""
+    from scipy import ndimage
+
+    count = cameras.batch_shape[0]
+    if not 0 <= view < count:
+        raise InvalidInputError(f"the view of the region must lie in 0..{count - 1}, got {view}")
+    if tuple(region.shape) != (cameras.height, cameras.width):
+        raise InvalidInputError(
+            f"the region must have the size of the normal maps, {cameras.width} x {cameras.height} pixels, got "
+            f"{region.shape[-1]} x {region.shape[0]}"
+        )
+    inside = region.cpu().numpy() > 0.5
+    fragments = rasterize_mesh(
+        torch.from_numpy(patch.state[:, _POSITION]), torch.from_numpy(patch.faces), cameras[view : view + 1]
+    )
+    ids = fragments.triangle_id[0].numpy()
+    if not (inside & (ids >= 0)).any():
+        raise InvalidInputError("the region is empty, or the mesh is not seen in it")
+    ramp = np.clip(ndimage.distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1] / _BORDER_PX, 0, 1)
+    freedom = np.full(len(patch.state), np.inf)
+    seen = ids >= 0
+    # A vertex is as free as the least free pixel that shows one of its triangles.
+    np.minimum.at(freedom, patch.faces[ids[seen]].reshape(-1), np.repeat(ramp[seen], 3))
+    freedom[~np.isfinite(freedom)] = 0
+    state = patch.state.copy()
+    state[:, _FREEDOM] = freedom
+    return Patch(state, patch.faces, freedom <= 0)
+
+
+def _gradient(patch: Patch, maps: NormalMaps, views: Tensor) -> Doubles:
+    """Gradient of the mean absolute difference of normals and coverage, `[N, 3]`."""
+    vertices = torch.from_numpy(patch.state[:, _POSITION]).float().requires_grad_()
+    faces, cameras = torch.from_numpy(patch.faces), maps.cameras[views]
+    corners = vertices[faces]
+    crossed = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    summed = torch.zeros_like(vertices).index_add(0, faces.reshape(-1), crossed.repeat_interleave(3, dim=0))
+    fragments = rasterize_mesh(vertices, faces, cameras)
+    seen = fragments.triangle_id >= 0
+    weights = surface_weights(vertices, faces, cameras, fragments)
+    shown = interpolate(functional.normalize(summed, dim=1), faces, fragments.triangle_id, weights)
+    picture = torch.cat([functional.normalize(shown, dim=-1), seen[..., None].float()], dim=-1)
+    drawn = antialias(picture, vertices, faces, cameras, fragments)
+    wanted = torch.cat([maps.normals[views] * maps.alpha[views][..., None], maps.alpha[views][..., None]], dim=-1)
+    torch.autograd.backward((drawn - wanted).abs().mean())
+    gradient: Doubles = torch.nan_to_num(vertices.grad if vertices.grad is not None else vertices).double().numpy()
+    return gradient
+
+
+def _moved(patch: Patch, gradient: Doubles, step: int, rate: float, options: RefineOptions, scale: float) -> Patch:
+    """One step of the optimizer."""
+    state = patch.state.copy()
+    points, speed = state[:, _POSITION].copy(), state[:, _SPEED]
+    edges, _ = unique_edges(patch.faces)
+    middle = _neighbor_means(points, edges)
+    gradient = gradient + options.laplacian * speed[:, None] * (points - middle) * np.abs(gradient).mean()
+    if step > 1:
+        limit = _MAX_GRADIENT * np.abs(state[:, _MEAN]) + 1e-30
+        gradient = gradient.clip(-limit, limit)
+    for column, value, moment in (
+        (_MEAN, gradient, _MOMENTS[0]),
+        (_SQUARES, (gradient**2).sum(axis=1), _MOMENTS[1]),
+    ):
+        part = (1 - moment) / (1 - moment**step)
+        state[:, column] += part * (value - state[:, column])
+    velocity = state[:, _MEAN] / (np.sqrt(state[:, _SQUARES])[:, None] + 1e-30)
+    length, freedom = state[:, _LENGTH], state[:, _FREEDOM]
+    state[:, _SPEED] = np.linalg.norm(velocity, axis=1)
+    ramp = min(1.0, step * (1 - _MOMENTS[0]))
+    shift = -rate * ramp * length[:, None] * velocity
+    # Tangential smoothing evens the triangles out without shrinking the shape.
+    normals = smooth_normals(points, patch.faces).astype(np.float64)
+    across = middle - points
+    shift += _SMOOTHING * (across - (across * normals).sum(axis=1, keepdims=True) * normals)
+    state[:, _POSITION] = _without_turning(points, freedom[:, None] * shift, patch.faces)
+    growth = 1 + _GAIN * (state[:, _SPEED] - _WANTED_SPEED)
+    state[:, _LENGTH] = (length * growth).clip(options.edge_lengths[0] * scale, options.edge_lengths[1] * scale)
+    return Patch(state, patch.faces, patch.frozen)
+
+
+def unfolded(patch: Patch, passes: int) -> Patch:
+    """Draws corners of triangles that face away from the surface around them, or are next to nothing, to their middle.
+
+    Args:
+        patch: with how far every vertex may move in its state.
+        passes: at most so many; it ends when nothing is folded.
+    """
+    edges, _ = unique_edges(patch.faces)
+    for _ in range(passes):
+        wrong = folded(patch.state[:, _POSITION], patch.faces)
+        corners = np.unique(patch.faces[wrong])
+        corners = corners[~patch.frozen[corners]]
+        if not len(corners):
+            break
+        state = patch.state.copy()
+        around = np.unique(edges[np.isin(edges, corners).any(axis=1)])
+        around = around[~patch.frozen[around]]
+        points = state[:, _POSITION]
+        state[around, _POSITION] = (points[around] + _neighbor_means(points, edges)[around]) / 2
+        patch = Patch(state, patch.faces, patch.frozen)
+    return patch
+
+
+def folded(points: Doubles, faces: Faces) -> NDArray[np.bool_]:
+    """Triangles that face away from the mean of their corners' normals, or whose sides are next to parallel, `[M]`."""
+    crossed = _cross(points, faces)
+    sums = [np.bincount(faces.reshape(-1), np.repeat(crossed[:, i], 3), len(points)) for i in range(3)]
+    summed = np.stack(sums, axis=1)
+    normals = summed / np.maximum(np.linalg.norm(summed, axis=1, keepdims=True), 1e-300)
+    length = np.linalg.norm(crossed, axis=1)
+    sides = np.linalg.norm(points[faces] - points[np.roll(faces, -1, axis=1)], axis=2)
+    wrong: NDArray[np.bool_] = (crossed * normals[faces].sum(axis=1)).sum(axis=1) <= 0.05 * length
+    thin: NDArray[np.bool_] = length <= _THIN * (sides**2).max(axis=1)
+    return wrong | thin
+
+
+def _neighbor_means(points: Doubles, edges: Faces) -> Doubles:
+    ends = np.concatenate([edges, edges[:, ::-1]])
+    sums = [np.bincount(ends[:, 0], points[ends[:, 1], i], len(points)) for i in range(3)]
+    count = np.bincount(ends[:, 0], minlength=len(points))
+    return np.stack(sums, axis=1) / np.maximum(count, 1)[:, None]
+
+
+def _without_turning(points: Doubles, shift: Doubles, faces: Faces) -> Doubles:
+    """Shifted points; corners of triangles that would turn by more than about 60 degrees or collapse stay behind."""
+    old = _cross(points, faces)
+    old_length = np.linalg.norm(old, axis=1)
+    moving = np.ones(len(points))
+    for attempt in range(12):
+        shifted: Doubles = points + moving[:, None] * shift
+        new = _cross(shifted, faces)
+        length = np.linalg.norm(new, axis=1)
+        wrong = ((old * new).sum(axis=1) < 0.5 * old_length * length) | (length < 0.1 * old_length)
+        if not wrong.any():
+            return shifted
+        moving[faces[wrong].reshape(-1)] *= 0.5 if attempt < 4 else 0.0
+    return points
+
+
+def _cross(points: Doubles, faces: Faces) -> NDArray[np.float64]:
+    corners = points[faces]
+    crossed: NDArray[np.float64] = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    return crossed
