@@ -38,7 +38,7 @@ class Args:
     image_size: int = 384
     """Side of the turntable's pictures in pixels."""
     fit_mesh: FlagCreatePairsOff[bool] = False
-    """Fit texture and vertices of the .glb to views of the Gaussians (about half a minute on a CPU), as convert does."""
+    """Fit texture and vertices of the .glb to views of the Gaussians (half a minute on a CPU), as convert does."""
 
 
 def run(args: Args) -> int:

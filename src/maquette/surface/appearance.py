@@ -1,7 +1,8 @@
 """Vertices and texture fitted to the pictures through the differentiable rasterizer.
 
 Vertices follow coverage and colours at silhouettes, and stay smooth relative to where they came from. Texels follow the
-pictures' colours without their background, weighted by coverage, so that nothing of a background bleeds into them.
+pictures' colours without their background, weighted by how squarely and surely a pixel sees the surface: nothing of a
+background bleeds into them, and slanted views do not blur them.
 """
 
 from __future__ import annotations
@@ -113,9 +114,9 @@ def fit_texture(
     optimizer, schedule = _optimizer(colors, _TEXTURE_RATE, steps)
     for step, views in enumerate(_batches(len(looks), steps, seed)):
         optimizer.zero_grad()
-        uvs, levels, wanted, alpha = (torch.cat([looks[view][i] for view in views]) for i in range(4))
+        uvs, levels, wanted, trust = (torch.cat([looks[view][i] for view in views]) for i in range(4))
         difference = (sample_texture(colors, uvs, levels) - wanted).square().sum(dim=1)
-        torch.autograd.backward((alpha * difference).sum() / alpha.sum().clamp_min(1))
+        torch.autograd.backward((trust * difference).sum() / trust.sum().clamp_min(1e-6))
         optimizer.step()
         schedule.step()
         with torch.no_grad():
@@ -126,7 +127,7 @@ def fit_texture(
 
 
 def _look(captures: Captures, view: int, vertices: Tensor, unwrapped: Unwrapped, size: int) -> tuple[Tensor, ...]:
-    """Texture coordinates, mip levels, colours and coverage of the pixels of one view that see the mesh."""
+    """Texture coordinates, mip levels, colours and their trust, of the pixels of one view that see the mesh."""
     faces, mapped = torch.from_numpy(unwrapped.faces), torch.from_numpy(unwrapped.uvs)
     cameras = captures.cameras[view : view + 1]
     fragments = rasterize_mesh(vertices, faces, cameras)
@@ -135,8 +136,8 @@ def _look(captures: Captures, view: int, vertices: Tensor, unwrapped: Unwrapped,
     uvs = interpolate(mapped, faces, fragments.triangle_id[seen], weights)
     levels = texture_levels(vertices, faces, mapped, cameras, fragments, (size, size))[seen]
     pixels = seen[0].numpy()
-    color, alpha = captures.color[view][pixels], captures.alpha[view][pixels]
-    return uvs, levels, torch.from_numpy(color), torch.from_numpy(alpha)
+    color, trust = captures.color[view][pixels], captures.color_trust[view][pixels]
+    return uvs, levels, torch.from_numpy(color), torch.from_numpy(trust)
 
 
 def _alpha(captures: Captures, views: list[int]) -> Tensor:
