@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from maquette.cli.train import Args, make_config, make_options
 from maquette.errors import InvalidInputError, WeightsError
+from maquette.models.gamba.objective import GambaObjective
+from maquette.models.gamba.params import GAMBA_MINI
 from maquette.models.lgm.network import LGM
 from maquette.models.lgm.objective import LGMObjective
 from maquette.models.lgm.params import LGM_MINI, LGMParams
@@ -94,6 +96,11 @@ def test_tasks_come_from_the_registry() -> None:
     assert task.network.params == LGM_MINI
     assert isinstance(task.objective, LGMObjective)
     assert task.objective.params == dataclasses.replace(LGM_MINI, output_size=128)
+    config = dataclasses.replace(get_recipe("gamba-mini"), input_size=128, lambda_ssim=0.3)
+    gamba = build_task(config)
+    assert isinstance(gamba.objective, GambaObjective)
+    assert gamba.objective.params == dataclasses.replace(GAMBA_MINI.at_input_size(128), lambda_ssim=0.3)
+    assert (gamba.target_size, gamba.needs_depth) == (128, False)
 
 
 def test_command_line_overrides_the_recipe(tmp_path: Path) -> None:

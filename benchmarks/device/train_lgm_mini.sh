@@ -7,13 +7,15 @@
 #   STAGE=wait benchmarks/device/train_lgm_mini.sh
 # Variables:
 #   SECONDS_1, SECONDS_2   training time of the two phases: each one's cosine ends there
+#   INIT                   weights to continue from at 256 px; the first phase is left out
 #   COMPARE_SECONDS        training time of each comparison
 #   GPUS, BATCH_1, BATCH_2 processes, and objects of each per step
 #   LIMIT                  seconds after which this call has ended (calls end at 600)
 set -euo pipefail
 : "${OUT:?folder for results}" "${STAGE:?compare, train or wait}" "${GPUS:=4}" "${LIMIT:=585}" "${WORK:=/tmp/maquette}"
 : "${SECONDS_1:=450}" "${SECONDS_2:=900}" "${COMPARE_SECONDS:=75}" "${BATCH_1:=32}" "${BATCH_2:=8}" "${SOURCE:=src}"
-export PYTHONPATH="$SOURCE:/tmp/site" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=8 SECONDS_1 SECONDS_2 BATCH_1 BATCH_2 GPUS WORK
+: "${INIT:=}"
+export PYTHONPATH="$SOURCE:/tmp/site" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=8 SECONDS_1 SECONDS_2 BATCH_1 BATCH_2 GPUS WORK INIT
 began=$(date +%s)
 mkdir -p "$WORK"
 if [ -d .whl ] && [ ! -d /tmp/site ]; then
@@ -30,11 +32,12 @@ fi
 cat > "$WORK/train.sh" <<'PHASES'
 set -e
 common=(lgm-mini --data "$WORK/train" --save-every 2000 --picture-every 1000 --log-every 50)
-torchrun --standalone --nproc_per_node="$GPUS" -m maquette.cli train "${common[@]}" -o "$WORK/phase1" --input-size 128 \
-  --batch-size "$BATCH_1" --steps 6000 --schedule-seconds "$SECONDS_1" --export "$WORK/phase1.safetensors" "$@"
+[ -n "$INIT" ] || torchrun --standalone --nproc_per_node="$GPUS" -m maquette.cli train "${common[@]}" -o "$WORK/phase1" \
+  --input-size 128 --batch-size "$BATCH_1" --steps 6000 --schedule-seconds "$SECONDS_1" \
+  --export "$WORK/phase1.safetensors" "$@"
 torchrun --standalone --nproc_per_node="$GPUS" -m maquette.cli train "${common[@]}" -o "$WORK/phase2" --lr 7e-4 \
   --warmup-steps 200 --batch-size "$BATCH_2" --steps 16000 --schedule-seconds "$SECONDS_2" \
-  --init-from "$WORK/phase1.safetensors" --export "$WORK/lgm-mini.safetensors" "$@"
+  --init-from "${INIT:-$WORK/phase1.safetensors}" --export "$WORK/lgm-mini.safetensors" "$@"
 PHASES
 case "$STAGE" in
   compare)

@@ -93,9 +93,9 @@ _ENTRIES = (
         "lgm-mini",
         "lgm",
         LGM_MINI,
-        8_243_423,
+        8_204_876,
         "Apache-2.0",
-        "Ours: 65,536 Gaussians from four views, small enough to ship.",
+        "Ours: a Gaussian per pixel of four views, small enough to ship.",
         embedded=True,
     ),
     ModelEntry(

@@ -26,7 +26,7 @@ class Args:
     """
 
     name: Annotated[Positional[str], arg(metavar="NAME")]
-    """Model: lgm-mini, lgm-tiny, lgm-small, lgm-lrm or lgm-big."""
+    """Model: lgm-mini, lgm-tiny, lgm-small, lgm-lrm, lgm-big, gamba-mini or gamba."""
     data: Path
     """Folder that `maquette data render` wrote."""
     output: Annotated[Path | None, arg(aliases=["-o"], metavar="DIR")] = None

@@ -91,10 +91,14 @@ def front_to_world(front: Cameras, radius: float = 1.5) -> Tensor:
 
     There they stand at `radius` on +Z, upright, and look at the origin.
     """
-    standard = front.world_to_camera.new_tensor(
+    return front.camera_to_world @ _to_front_camera(front.world_to_camera, radius)
+
+
+def _to_front_camera(like: Tensor, radius: float) -> Tensor:
+    """World to OpenCV camera of the front view, `[4, 4]`."""
+    return like.new_tensor(
         [[1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 0.0, 0.0], [0.0, 0.0, -1.0, radius], [0.0, 0.0, 0.0, 1.0]]
-    )  # world to OpenCV camera of the front view
-    return front.camera_to_world @ standard
+    )
 
 
 def normalize_poses(cameras: Cameras, front: Cameras, radius: float = 1.5) -> Cameras:
@@ -105,7 +109,8 @@ def normalize_poses(cameras: Cameras, front: Cameras, radius: float = 1.5) -> Ca
         front: one camera per object, `[..., 1]`.
         radius: distance of the front camera from the new origin.
     """
-    moved = cameras.world_to_camera @ front_to_world(front, radius)
+    # In this order: another one rounds differently, which edges of rendered pictures show.
+    moved = cameras.world_to_camera @ front.camera_to_world @ _to_front_camera(front.world_to_camera, radius)
     return Cameras(moved, cameras.intrinsics, cameras.height, cameras.width)
 
 

@@ -72,7 +72,7 @@ def _observed_colors(normalized: Tensor, alpha: Tensor) -> Tensor:
 def _positions_from_hull(raw: Tensor, rays: Tensor, entry: Tensor) -> Tensor:
     """Positions `[B, N, 3]` from (distance along the ray, right, down), rays `[B, V, 6, H, W]` and entries
     `[B, V, 1, H, W]`, which count from the point of a ray that is closest to the origin, d x m."""
-    moment, direction = rays.split(3, dim=2)
+    moment, direction = rays[:, :, :3], rays[:, :, 3:]
     closest = torch.linalg.cross(direction, moment, dim=2)
     # Image axes of each view: how the direction changes from the first to the last column (row).
     right = F.normalize((direction[..., :, -1] - direction[..., :, 0]).mean(dim=-1), dim=-1)  # [B, V, 3]
