@@ -90,6 +90,19 @@ class RenderedLoss:
         return Compared(loss, metrics, predicted, color)
 
 
+def draw_backgrounds(targets: Views, probability: float, generator: torch.Generator) -> Tensor:
+    """Background colours `[B, V, 3]`: white, or with `probability` 0..1 one random colour for all views of an object.
+
+    The generator may live on another device than the views; at probability 0 nothing is drawn.
+    """
+    images = targets.images
+    colors = torch.ones(len(images), 1, 3, device=images.device)
+    if probability > 0:
+        drawn = torch.rand((len(images), 1, 4), generator=generator, device=generator.device).to(images.device)
+        colors = torch.where(drawn[..., 3:] < probability, drawn[..., :3], colors)
+    return colors.expand(-1, targets.num_views, -1)
+
+
 def _perceptual(lpips: LPIPS, reference: Tensor, predicted: Tensor) -> Tensor:
     resized = [resize_images(image, _LPIPS_SIZE).flatten(0, 1) * 2 - 1 for image in (reference, predicted)]
     distances: Tensor = lpips(*resized)

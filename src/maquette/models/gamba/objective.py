@@ -21,7 +21,7 @@ from maquette.models.gamba.params import GambaParams
 from maquette.models.gamba.radial import radial_mask_loss
 from maquette.nn.lpips import LPIPS
 from maquette.nn.objective import ObjectiveResult
-from maquette.nn.rendered_loss import RenderedLoss
+from maquette.nn.rendered_loss import RenderedLoss, draw_backgrounds
 from maquette.views import Views
 
 
@@ -68,16 +68,9 @@ class GambaObjective:
         transform = answer_to_world(view.cameras, params.world, params.camera_radius)
         gaussians = network(*network_inputs(view.composited(), move_cameras(view.cameras, transform), params))
         targets = dataclasses.replace(targets, cameras=move_cameras(targets.cameras, transform[:, None]))
-        return self._compare(gaussians, targets, self._backgrounds(targets, generator if training else None))
-
-    def _backgrounds(self, targets: Views, generator: torch.Generator | None) -> Tensor:
-        """Background colours `[B, V, 3]`: white, or one random colour per object."""
-        images = targets.images
-        white = torch.ones(len(images), 1, 3, device=images.device)
-        if generator is not None and self.params.random_background_prob > 0:
-            drawn = torch.rand((len(images), 1, 4), generator=generator, device=generator.device).to(images.device)
-            white = torch.where(drawn[..., 3:] < self.params.random_background_prob, drawn[..., :3], white)
-        return white.expand(-1, targets.num_views, -1)
+        return self._compare(
+            gaussians, targets, draw_backgrounds(targets, params.random_background_prob if training else 0.0, generator)
+        )
 
     def _compare(self, gaussians: Gaussians, targets: Views, backgrounds: Tensor) -> ObjectiveResult:
         params = self.params

@@ -23,7 +23,7 @@ from maquette.nn.depth import pool_depths
 from maquette.nn.lpips import LPIPS
 from maquette.nn.objective import ObjectiveResult
 from maquette.nn.posed_images import network_inputs, normalize_poses, resize_images, select_cameras
-from maquette.nn.rendered_loss import RenderedLoss
+from maquette.nn.rendered_loss import RenderedLoss, draw_backgrounds
 from maquette.views import Views
 
 _DEPTH_BETA = 0.02
@@ -91,7 +91,7 @@ class LGMObjective:
             gaussians = network(network_inputs(seen_images, seen_cameras, params.input_size))
             unchanged = (seen_images == images).flatten(2).all(-1)
             unchanged &= (seen_cameras.world_to_camera == input_cameras.world_to_camera).flatten(2).all(-1)
-        backgrounds = self._backgrounds(targets, generator if training else None)
+        backgrounds = draw_backgrounds(targets, params.random_background_prob if training else 0.0, generator)
         extra: dict[str, Tensor] = {}
         if params.needs_depth and inputs.depths is not None:
             alpha = inputs.images[:, :, 3].float()
@@ -111,15 +111,6 @@ class LGMObjective:
             matrices = torch.cat([cameras.world_to_camera[:, :1], jittered.world_to_camera], dim=1)
             cameras = Cameras(matrices, cameras.intrinsics, cameras.height, cameras.width)
         return images, cameras
-
-    def _backgrounds(self, targets: Views, generator: torch.Generator | None) -> Tensor:
-        """Background colours `[B, V, 3]`: white, or one random colour per object."""
-        images = targets.images
-        white = torch.ones(len(images), 1, 3, device=images.device)
-        if generator is not None and self.params.random_background_prob > 0:
-            drawn = torch.rand((len(images), 1, 4), generator=generator, device=generator.device).to(images.device)
-            white = torch.where(drawn[..., 3:] < self.params.random_background_prob, drawn[..., :3], white)
-        return white.expand(-1, targets.num_views, -1)
 
     def _compare(
         self, gaussians: Gaussians, targets: Views, cameras: Cameras, backgrounds: Tensor, extra: dict[str, Tensor]
