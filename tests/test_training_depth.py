@@ -22,7 +22,7 @@ from maquette.gaussians import Gaussians
 from maquette.io import write_mesh
 from maquette.mesh import Mesh
 from maquette.models.lgm.network import LGM
-from maquette.models.lgm.objective import LGMObjective, surface_terms
+from maquette.models.lgm.objective import LGMObjective, depth_term
 from maquette.models.lgm.params import LGM_BIG, LGM_MINI, LGMParams
 from maquette.nn.depth import pool_depths
 from maquette.training import clock
@@ -52,7 +52,6 @@ PARAMS = LGMParams(
     grid_distortion_prob=0.0,
     camera_jitter_prob=0.0,
     lambda_depth=1.0,
-    lambda_opacity=0.05,
 )
 CONFIG = TrainConfig(model="lgm-test", steps=2, batch_size=1, sampling=SamplingConfig(target_views=2, input_targets=1))
 
@@ -126,7 +125,7 @@ def test_pooled_depths_know_one_surface_or_none() -> None:
     assert pool_depths(depths, 4) is depths
 
 
-def test_surface_terms_measure_z_and_pull_on_positions(rendered: Path) -> None:
+def test_depth_term_measures_z_and_pulls_on_positions(rendered: Path) -> None:
     cube = _cube(rendered)
     depths, cameras, alpha = cube.depths, cube.cameras, cube.images[:, :, 3]
     assert depths is not None
@@ -137,24 +136,21 @@ def test_surface_terms_measure_z_and_pull_on_positions(rendered: Path) -> None:
     along = truth / (directions * forward).sum(-1)
     means = (origins + along[..., None] * directions).reshape(1, -1, 3).requires_grad_(True)
     count = means.shape[1]
-    opacities = torch.full((1, count), 0.25, requires_grad=True)
+    opacities = torch.full((1, count), 0.25)
     quats = torch.tensor([1.0, 0, 0, 0]).expand(1, count, 4)
     exact = Gaussians(means, quats, torch.full((1, count, 3), 0.01), opacities, torch.rand(1, count, 3))
     valid = torch.ones(1, 4, dtype=torch.bool)
-    terms = surface_terms(exact, cameras, depths, alpha, valid, 16)
-    assert float(terms["depth"].detach()) < 1e-8
-    assert float(terms["transparency"].detach()) == pytest.approx(0.75)
+    assert float(depth_term(exact, cameras, depths, alpha, valid, 16).detach()) < 1e-8
     shifted = means + 0.3 * forward.expand(1, 4, 16, 16, 3).reshape(1, -1, 3)
     moved = dataclasses.replace(exact, means=shifted)
-    terms = surface_terms(moved, cameras, depths, alpha, valid, 16)
-    assert float(terms["depth"].detach()) == pytest.approx(0.3 - 0.01, abs=1e-5)  # smooth L1 with beta 0.02
-    (terms["depth"] + terms["transparency"]).backward()
+    term = depth_term(moved, cameras, depths, alpha, valid, 16)
+    assert float(term.detach()) == pytest.approx(0.3 - 0.01, abs=1e-5)  # smooth L1 with beta 0.02
+    term.backward()
     counted = (truth > 0).flatten()
-    assert means.grad is not None and opacities.grad is not None
+    assert means.grad is not None
     assert bool((means.grad[0, counted].norm(dim=-1) > 0).all())
-    assert float(means.grad[0, ~counted].abs().max()) == 0.0 == float(opacities.grad[0, ~counted].abs().max())
-    nothing = surface_terms(moved, cameras, depths, alpha, ~valid, 16)
-    assert float(nothing["depth"].detach()) == 0.0 == float(nothing["transparency"].detach())
+    assert float(means.grad[0, ~counted].abs().max()) == 0.0
+    assert float(depth_term(moved, cameras, depths, alpha, ~valid, 16).detach()) == 0.0
 
 
 @pytest.mark.parametrize("field", ["grid_distortion_prob", "camera_jitter_prob"])

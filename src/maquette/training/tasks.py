@@ -70,7 +70,6 @@ def _lgm_task(network: LGM, config: TrainConfig) -> Task:
     changes: dict[str, Any] = {
         "output_size": config.target_size,
         "lambda_depth": config.lambda_depth if config.use_depth else 0.0,
-        "lambda_opacity": None if config.use_depth else 0.0,
         "lambda_ssim": config.lambda_ssim,
     }
     params = _replaced(params, changes)

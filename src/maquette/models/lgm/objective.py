@@ -2,7 +2,7 @@
 
 Source: LGM (Tang et al., ECCV 2024), section 3.4: MSE of colour and alpha plus LPIPS on rendered views. Without LPIPS
 weights, multi-scale SSIM takes the place of LPIPS. Ours, where the data has depth: every Gaussian that grows from a
-pixel of the object belongs on the surface seen there, and is opaque.
+pixel of the object belongs on the surface seen there.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class LGMObjective:
         if training and params.needs_depth and inputs.depths is None:
             raise InvalidInputError(
                 f"{params.name} learns from true depth and the input views have none: render the data without "
-                "--no-geometry, or set lambda_depth and lambda_opacity to 0"
+                "--no-geometry, or set lambda_depth to 0"
             )
         input_cameras, target_cameras = inputs.cameras, targets.cameras
         if params.normalize_poses:
@@ -92,11 +92,11 @@ class LGMObjective:
             unchanged = (seen_images == images).flatten(2).all(-1)
             unchanged &= (seen_cameras.world_to_camera == input_cameras.world_to_camera).flatten(2).all(-1)
         backgrounds = draw_backgrounds(targets, params.random_background_prob if training else 0.0, generator)
-        extra: dict[str, Tensor] = {}
+        depth: Tensor | None = None
         if params.needs_depth and inputs.depths is not None:
             alpha = inputs.images[:, :, 3].float()
-            extra = surface_terms(gaussians, input_cameras, inputs.depths.float(), alpha, unchanged, params.splat_size)
-        return self._compare(gaussians, targets, target_cameras, backgrounds, extra)
+            depth = depth_term(gaussians, input_cameras, inputs.depths.float(), alpha, unchanged, params.splat_size)
+        return self._compare(gaussians, targets, target_cameras, backgrounds, depth)
 
     def _augmented(self, images: Tensor, cameras: Cameras, generator: torch.Generator) -> tuple[Tensor, Cameras]:
         """Augments all input views but the first."""
@@ -113,9 +113,9 @@ class LGMObjective:
         return images, cameras
 
     def _compare(
-        self, gaussians: Gaussians, targets: Views, cameras: Cameras, backgrounds: Tensor, extra: dict[str, Tensor]
+        self, gaussians: Gaussians, targets: Views, cameras: Cameras, backgrounds: Tensor, depth: Tensor | None
     ) -> ObjectiveResult:
-        """The result on the target views; `extra` are the surface terms, or empty."""
+        """The result on the target views; `depth` is the depth term, if there is one."""
         params = self.params
         compare = RenderedLoss(
             size=params.output_size,
@@ -126,9 +126,9 @@ class LGMObjective:
         )
         compared = compare(gaussians, targets, cameras, backgrounds)
         loss, metrics = compared.loss, dict(compared.metrics)
-        if extra:
-            metrics |= extra
-            loss = loss + params.lambda_depth * extra["depth"] + params.lambda_opacity * extra["transparency"]
+        if depth is not None:
+            metrics["depth"] = depth
+            loss = loss + params.lambda_depth * depth
         metrics["loss"] = loss
         shown = slice(0, self.max_pictures)
         return ObjectiveResult(
@@ -139,10 +139,10 @@ class LGMObjective:
         )
 
 
-def surface_terms(
+def depth_term(
     gaussians: Gaussians, cameras: Cameras, depths: Tensor, alpha: Tensor, valid: Tensor, grid: int
-) -> dict[str, Tensor]:
-    """How far the Gaussians of surely covered cells are from the surface, and how transparent they are.
+) -> Tensor:
+    """How far the Gaussians of surely covered cells are from the surface.
 
     A cell counts when all its pixels are more than half covered and show one surface.
 
@@ -155,8 +155,7 @@ def surface_terms(
         grid: side of the output grid.
 
     Returns:
-        "depth": mean smooth L1 distance along z, world units; "transparency": mean of 1 - opacity. Both 0 when no
-        cell counts.
+        Mean smooth L1 distance along z, world units; 0 when no cell counts.
     """
     batch, views = valid.shape
     truth = pool_depths(depths, grid)  # [B, V, grid, grid]
@@ -167,5 +166,4 @@ def surface_terms(
     means = gaussians.means.reshape(batch, views, grid * grid, 3)
     z = (means * forward[:, :, None, :3]).sum(-1) + forward[:, :, None, 3]
     distance = F.smooth_l1_loss(z, truth.flatten(2), beta=_DEPTH_BETA, reduction="none")
-    opacities = gaussians.opacities.reshape(batch, views, grid * grid)
-    return {"depth": (distance * counts).sum() / total, "transparency": ((1 - opacities) * counts).sum() / total}
+    return (distance * counts).sum() / total

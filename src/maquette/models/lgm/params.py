@@ -54,7 +54,6 @@ class LGMParams:
         lambda_ssim: weight of the multi-scale SSIM term that stands in for LPIPS otherwise.
         lambda_depth: weight of the distance along z between each Gaussian and the true surface of its cell; needs
             data with depth. 0 in the official presets, which know pictures only.
-        lambda_opacity: weight of the transparency of the Gaussians of those cells; needs data with depth.
         grid_distortion_prob: probability per object of distorting input views 1..3, 0..1.
         camera_jitter_prob: probability per object of turning the cameras of input views 1..3, 0..1.
         random_background_prob: probability per object of a random colour behind the supervised pictures.
@@ -87,7 +86,6 @@ class LGMParams:
     lambda_lpips: float = 1.0
     lambda_ssim: float = 0.5
     lambda_depth: float = 0.0
-    lambda_opacity: float = 0.0
     grid_distortion_prob: float = 0.5
     camera_jitter_prob: float = 0.5
     random_background_prob: float = 0.0
@@ -122,7 +120,7 @@ class LGMParams:
             value = getattr(self, field)
             if not 0.0 <= value <= 1.0:
                 raise InvalidInputError(f"{self.name}: {field} must lie in 0..1, got {value}")
-        for field in ("lambda_lpips", "lambda_ssim", "lambda_depth", "lambda_opacity"):
+        for field in ("lambda_lpips", "lambda_ssim", "lambda_depth"):
             if not getattr(self, field) >= 0.0:
                 raise InvalidInputError(f"{self.name}: {field} must be at least 0, got {getattr(self, field)}")
 
@@ -166,7 +164,7 @@ class LGMParams:
     @property
     def needs_depth(self) -> bool:
         """Whether training needs data with depth."""
-        return self.lambda_depth > 0 or self.lambda_opacity > 0
+        return self.lambda_depth > 0
 
     @property
     def num_gaussians(self) -> int:
