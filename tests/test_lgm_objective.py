@@ -18,11 +18,13 @@ import golden_rules
 from lgm_goldens import GOLDEN_MINI, golden, stand_in_inputs, stand_in_network, statistics
 from maquette.cameras import Cameras
 from maquette.errors import InvalidInputError, WeightsError
+from maquette.gaussians import Gaussians
 from maquette.models.lgm import official
 from maquette.models.lgm.network import LGM
 from maquette.models.lgm.objective import LGMObjective
 from maquette.models.lgm.params import LGMParams
 from maquette.nn.lpips import LPIPS
+from maquette.nn.rendered_loss import RenderedLoss
 from maquette.nn.ssim import multi_scale_ssim, ssim
 from maquette.raster import render_gaussians
 from maquette.views import Views
@@ -242,3 +244,21 @@ def test_random_background_reaches_the_references_only() -> None:
 def test_three_inputs_are_refused() -> None:
     with pytest.raises(InvalidInputError, match=r"\[B, 4, 4, H, W\]"):
         LGMObjective(SMALL)(LGM(SMALL), disc_views(1, 3), disc_views(1, 2), torch.Generator(), True)
+
+
+def test_errors_above_the_knee_count_by_their_logarithm() -> None:
+    nothing = Gaussians(
+        torch.zeros(1, 1, 3), torch.ones(1, 1, 4), torch.full((1, 1, 3), 0.1), torch.zeros(1, 1), torch.zeros(1, 1, 3)
+    )
+    views = disc_views(1, 2)
+    images = torch.ones_like(views.images)  # opaque: the alpha error of an empty answer is 1
+    images[:, 0, :3], images[:, 1, :3] = 0.25, 0.75
+    errors = torch.tensor([0.75**2 + 1, 0.25**2 + 1])  # over white
+    for knee in (1e-3, 0.5):
+        compare = RenderedLoss(size=32, lambda_ssim=0.0, error_knee=knee)
+        found = compare(nothing, Views(images, views.cameras), views.cameras, torch.ones(1, 2, 3))
+        torch.testing.assert_close(found.loss, knee * torch.log1p(errors / knee).mean())
+        torch.testing.assert_close(found.metrics["mse"] + found.metrics["mse_alpha"], errors.mean())
+    plain = RenderedLoss(size=32, lambda_ssim=0.0)
+    loss = plain(nothing, Views(images, views.cameras), views.cameras, torch.ones(1, 2, 3)).loss
+    torch.testing.assert_close(loss, errors.mean())

@@ -15,6 +15,8 @@ from torch import nn
 
 from maquette.cameras import Cameras
 from maquette.errors import FileFormatError, InvalidInputError, WeightsError
+from maquette.gaussians import Gaussians
+from maquette.raster import render_gaussians
 from maquette.training import augment as augmentation
 from maquette.training.checkpoint import (
     clean_leftovers,
@@ -229,6 +231,32 @@ def test_colour_augmentation_is_one_function_of_colour_per_object() -> None:
     assert torch.equal(first.images, repeated.images)
     same, _ = augmentation.augment(views, views, AugmentConfig(), torch.Generator().manual_seed(5))
     assert torch.equal(same.images, views.images)
+
+
+def test_mirrored_views_show_the_mirrored_object() -> None:
+    generator = torch.Generator().manual_seed(3)
+    means = torch.rand(2, 12, 3, generator=generator) - 0.5
+    turns = torch.tensor([1.0, 0.0, 0.0, 0.0]).expand(2, 12, 4)
+    look = (torch.full((2, 12, 3), 0.08), torch.full((2, 12), 0.3), torch.rand(2, 12, 3, generator=generator))
+    ring = Cameras.orbit([20.0, 110.0, 230.0], 25.0, height=48, width=48)
+    intrinsics = ring.intrinsics.clone()
+    intrinsics[:, 0, 2] += 5.0
+    cameras = Cameras.stack([Cameras(ring.world_to_camera, intrinsics, 48, 48)] * 2)
+
+    def views_of(positions: torch.Tensor, seen_from: Cameras) -> Views:
+        shown = render_gaussians(Gaussians(positions, turns, *look), seen_from, background=(0.0, 0.0, 0.0))
+        return Views(torch.cat([shown.color, shown.alpha[:, :, None]], dim=2), seen_from, shown.depth)
+
+    mirrored = augmentation.mirror(views_of(means, cameras), torch.tensor([True, False]))
+    expected = views_of(means * torch.tensor([[[-1.0, 1.0, 1.0]], [[1.0, 1.0, 1.0]]]), mirrored.cameras)
+    assert torch.allclose(mirrored.images, expected.images, atol=1e-4)
+    assert mirrored.depths is not None and expected.depths is not None
+    assert torch.allclose(mirrored.depths, expected.depths, atol=1e-4)
+    assert not torch.allclose(mirrored.images[0], views_of(means, cameras).images[0], atol=0.05)
+    config = AugmentConfig(mirror_probability=1.0)
+    first, second = augmentation.augment(mirrored, mirrored, config, torch.Generator().manual_seed(0))
+    assert torch.equal(first.images, second.images)
+    assert torch.equal(first.images, mirrored.images.flip(-1))
 
 
 def test_colour_matrices_have_their_meaning() -> None:

@@ -66,6 +66,9 @@ class Args:
     """Weight of the depth term in the loss; by default the model's."""
     lambda_ssim: float | None = None
     """Weight of the multi-scale SSIM in the loss, which stands in for LPIPS; by default the model's."""
+    error_knee: float | None = None
+    """Mean squared error of a view from which on errors count by their logarithm, as in PSNR (0: never); by default the
+    model's."""
     schedule_seconds: float | None = None
     """Training time after which the run is over, all calls together: the learning rate follows the clock (or the
     steps, whichever is further). Such a run cannot be repeated bit for bit."""
@@ -141,6 +144,7 @@ def make_config(args: Args) -> TrainConfig:
         lpips=None if args.lpips is None else str(args.lpips),
         lambda_depth=args.lambda_depth,
         lambda_ssim=args.lambda_ssim,
+        error_knee=args.error_knee,
         schedule_seconds=args.schedule_seconds,
         use_depth=args.use_depth and recipe.use_depth,
         seed=args.seed,

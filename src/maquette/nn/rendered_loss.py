@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from maquette.cameras import Cameras
@@ -52,6 +51,9 @@ class RenderedLoss:
         lpips: perceptual term; None uses multi-scale SSIM in its place.
         lambda_lpips: weight of LPIPS.
         lambda_ssim: weight of 1 - multi-scale SSIM where there is no LPIPS.
+        error_knee: 0: squared errors count as they are (official). Above 0: a view's mean squared error e counts as
+            knee * log(1 + e / knee), so that far above the knee equal ratios of error, equal decibels of PSNR, weigh
+            the same, and objects that are easy to render are not drowned out by those that are not.
     """
 
     size: int
@@ -59,6 +61,7 @@ class RenderedLoss:
     lpips: LPIPS | None = None
     lambda_lpips: float = 1.0
     lambda_ssim: float = 0.5
+    error_knee: float = 0.0
 
     def __call__(self, gaussians: Gaussians, targets: Views, cameras: Cameras, backgrounds: Tensor) -> Compared:
         """Compares Gaussians `[B, N]` with views `[B, V]`.
@@ -77,9 +80,12 @@ class RenderedLoss:
             color = color * alpha + backgrounds[..., None, None] * (1 - alpha)
         rendered = render_gaussians(gaussians, cameras.resized(size, size), background=backgrounds)
         predicted = rendered.color.clamp(0.0, 1.0)
-        mse = F.mse_loss(predicted, color)
-        mse_alpha = F.mse_loss(rendered.alpha[:, :, None], alpha)
+        errors = (predicted - color).square().mean((2, 3, 4))  # [B, V]
+        alpha_errors = (rendered.alpha[:, :, None] - alpha).square().mean((2, 3, 4))
+        mse, mse_alpha = errors.mean(), alpha_errors.mean()
         loss = mse + mse_alpha
+        if self.error_knee > 0:
+            loss = self.error_knee * torch.log1p((errors + alpha_errors) / self.error_knee).mean()
         metrics = {"mse": mse, "mse_alpha": mse_alpha, "psnr": -10 * torch.log10(mse.detach().clamp_min(1e-10))}
         if self.lpips is not None and self.lambda_lpips > 0:
             metrics["lpips"] = _perceptual(self.lpips.to(color.device), color, predicted)

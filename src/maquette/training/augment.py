@@ -1,7 +1,8 @@
-"""Colour augmentation of training views, batched on the device, drawn from one `torch.Generator`.
+"""Augmentation of training views, batched on the device, drawn from one `torch.Generator`.
 
-Colours change alike in all views of an object, inputs and targets, so that the task stays well posed. The damage
-(alpha edges, softness, noise) touches input views only: the network learns to answer with the clean object.
+Mirroring changes the whole object: pictures, cameras and depths. Colours change alike in all views of an object, inputs
+and targets, so that the task stays well posed. The damage (alpha edges, softness, noise) touches input views only: the
+network learns to answer with the clean object.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from maquette.cameras import Cameras
 from maquette.training.config import AugmentConfig
 from maquette.views import Views
 
@@ -21,7 +23,11 @@ LUMA = (0.2126, 0.7152, 0.0722)
 
 
 def augment(inputs: Views, targets: Views, config: AugmentConfig, generator: torch.Generator) -> tuple[Views, Views]:
-    """Returns changed copies of `inputs` and `targets`, both `[B, V]`; cameras stay as they are."""
+    """Returns changed copies of `inputs` and `targets`, both `[B, V]`."""
+    if config.mirror_probability > 0:
+        drawn = torch.rand(inputs.images.shape[0], generator=generator, device=inputs.images.device)
+        chosen = drawn < config.mirror_probability
+        inputs, targets = mirror(inputs, chosen), mirror(targets, chosen)
     input_images, target_images = inputs.images, targets.images
     if config.color_probability > 0:
         batch = input_images.shape[0]
@@ -31,6 +37,26 @@ def augment(inputs: Views, targets: Views, config: AugmentConfig, generator: tor
     if config.edge_probability > 0 or config.blur_probability > 0 or config.noise > 0:
         input_images = damage(input_images, config, generator)
     return Views(input_images, inputs.cameras, inputs.depths), Views(target_images, targets.cameras, targets.depths)
+
+
+def mirror(views: Views, chosen: Tensor) -> Views:
+    """Views `[B, V]` of the mirror image, at the plane x = 0, of those objects that are `chosen` `[B]`.
+
+    A picture flipped left to right, taken from the mirrored place: with S = diag(-1, 1, 1), a camera turns from R, t to
+    S R S, S t, and its principal point to width - cx.
+    """
+    cameras = views.cameras
+    signs = 1.0 - 2.0 * (torch.arange(4, device=views.images.device) == 0)  # diag(S, 1)
+    turned = cameras.world_to_camera * signs[:, None] * signs
+    intrinsics = cameras.intrinsics.clone()
+    intrinsics[..., 0, 2] = cameras.width - intrinsics[..., 0, 2]
+    matrices = torch.where(chosen[:, None, None, None], turned, cameras.world_to_camera)
+    intrinsics = torch.where(chosen[:, None, None, None], intrinsics, cameras.intrinsics)
+    images = torch.where(chosen[:, None, None, None, None], views.images.flip(-1), views.images)
+    depths = views.depths
+    if depths is not None:
+        depths = torch.where(chosen[:, None, None, None], depths.flip(-1), depths)
+    return Views(images, Cameras(matrices, intrinsics, cameras.height, cameras.width), depths)
 
 
 def color_transforms(

@@ -70,6 +70,7 @@ class AugmentConfig:
         edge_probability: share of input views whose alpha edge is blurred, grown with a halo or eaten away.
         noise: largest standard deviation of the pixel noise of an input view.
         blur_probability: share of input views that are softened.
+        mirror_probability: share of objects that are mirrored at the plane x = 0, with all their views.
     """
 
     color_probability: float = 0.0
@@ -82,6 +83,7 @@ class AugmentConfig:
     edge_probability: float = 0.0
     noise: float = 0.0
     blur_probability: float = 0.0
+    mirror_probability: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ class TrainConfig:
             None takes multi-scale SSIM in its place.
         lambda_depth: weight of the depth term, >= 0; None: the model's.
         lambda_ssim: weight of the multi-scale SSIM that stands in for LPIPS, >= 0; None: the model's.
+        error_knee: mean squared error of a view from which on errors count by their logarithm, >= 0; None: the model's.
         schedule_seconds: None, or the training time in seconds after which the run is over: the learning rate then
             follows the larger share of `steps` and of this time. A run that depends on the clock cannot be repeated
             exactly, nor continued exactly as without an interruption.
@@ -124,6 +127,7 @@ class TrainConfig:
     lpips: str | None = None
     lambda_depth: float | None = None
     lambda_ssim: float | None = None
+    error_knee: float | None = None
     schedule_seconds: float | None = None
     max_bad_steps: int = 50
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -144,6 +148,7 @@ class TrainConfig:
             ("schedule_seconds", self.schedule_seconds if self.schedule_seconds is not None else 1, 1),
             ("lambda_depth", self.lambda_depth if self.lambda_depth is not None else 0, 0),
             ("lambda_ssim", self.lambda_ssim if self.lambda_ssim is not None else 0, 0),
+            ("error_knee", self.error_knee if self.error_knee is not None else 0, 0),
             ("sampling.num_inputs", sampling.num_inputs, 1),
             ("sampling.target_views", sampling.target_views, 1),
             ("sampling.input_targets", sampling.input_targets, 0),

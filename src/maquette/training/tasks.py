@@ -71,6 +71,7 @@ def _lgm_task(network: LGM, config: TrainConfig) -> Task:
         "output_size": config.target_size,
         "lambda_depth": config.lambda_depth if config.use_depth else 0.0,
         "lambda_ssim": config.lambda_ssim,
+        "error_knee": config.error_knee,
     }
     params = _replaced(params, changes)
     target_size = params.output_size if config.input_size is not None else None

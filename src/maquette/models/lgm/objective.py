@@ -123,6 +123,7 @@ class LGMObjective:
             lpips=self.lpips,
             lambda_lpips=params.lambda_lpips,
             lambda_ssim=params.lambda_ssim,
+            error_knee=params.error_knee,
         )
         compared = compare(gaussians, targets, cameras, backgrounds)
         loss, metrics = compared.loss, dict(compared.metrics)

@@ -54,6 +54,8 @@ class LGMParams:
         lambda_ssim: weight of the multi-scale SSIM term that stands in for LPIPS otherwise.
         lambda_depth: weight of the distance along z between each Gaussian and the true surface of its cell; needs
             data with depth. 0 in the official presets, which know pictures only.
+        error_knee: mean squared error of a view from which on errors count by their logarithm, as in PSNR; 0, as in the
+            official presets, counts them as they are. See `RenderedLoss`.
         grid_distortion_prob: probability per object of distorting input views 1..3, 0..1.
         camera_jitter_prob: probability per object of turning the cameras of input views 1..3, 0..1.
         random_background_prob: probability per object of a random colour behind the supervised pictures.
@@ -86,6 +88,7 @@ class LGMParams:
     lambda_lpips: float = 1.0
     lambda_ssim: float = 0.5
     lambda_depth: float = 0.0
+    error_knee: float = 0.0
     grid_distortion_prob: float = 0.5
     camera_jitter_prob: float = 0.5
     random_background_prob: float = 0.0
@@ -120,7 +123,7 @@ class LGMParams:
             value = getattr(self, field)
             if not 0.0 <= value <= 1.0:
                 raise InvalidInputError(f"{self.name}: {field} must lie in 0..1, got {value}")
-        for field in ("lambda_lpips", "lambda_ssim", "lambda_depth"):
+        for field in ("lambda_lpips", "lambda_ssim", "lambda_depth", "error_knee"):
             if not getattr(self, field) >= 0.0:
                 raise InvalidInputError(f"{self.name}: {field} must be at least 0, got {getattr(self, field)}")
 
