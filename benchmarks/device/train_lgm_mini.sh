@@ -2,7 +2,8 @@
 # The training of lgm-mini on a GPU machine that is lent in calls of ten minutes. A first call renders the training views
 # (with depth) and may compare options; a second starts the training, which outlives its call; further calls wait for it
 # and bring home weights, logs and pictures in $OUT.
-#   STAGE=compare benchmarks/device/train_lgm_mini.sh "--lr 1e-3" "--lr 2e-3" ...   one GPU each, pictures of 128 px
+#   STAGE=compare benchmarks/device/train_lgm_mini.sh "--lr 1e-3" "--lr 2e-3" ...   one GPU each, pictures of 128 px, or
+#                       with INIT continued from there at 256 px; each measured on the validation split
 #   STAGE=train benchmarks/device/train_lgm_mini.sh     128 px from random weights, then 256 px; options as arguments
 #   STAGE=wait benchmarks/device/train_lgm_mini.sh
 # Variables:
@@ -42,15 +43,22 @@ PHASES
 case "$STAGE" in
   compare)
     number=0
+    [ -d "$WORK/val" ] || python3 -m maquette.cli data render .carry/assets.tar.xz -o "$WORK/val" --split val --plan standard \
+      --workers $(($(nproc) * 3 / 4)) 2>&1 | tail -c 100
+    start=(--input-size 128 --batch-size "$BATCH_1")
+    [ -z "$INIT" ] || start=(--init-from "$INIT" --batch-size "$BATCH_2")
     for options in "$@"; do
+      export CUDA_VISIBLE_DEVICES=$number weights="$WORK/compare$number.safetensors"
       # shellcheck disable=SC2086
-      CUDA_VISIBLE_DEVICES=$number python3 -m maquette.cli train lgm-mini --data "$WORK/train" -o "$WORK/compare$number" \
-        --input-size 128 --batch-size "$BATCH_1" --steps 3000 --warmup-steps 100 --schedule-seconds "$COMPARE_SECONDS" \
-        --log-every 50 --picture-every 0 --save-every 100000 $options > "$OUT/compare$number.txt" 2>&1 &
+      { python3 -m maquette.cli train lgm-mini --data "$WORK/train" -o "$WORK/compare$number" "${start[@]}" \
+        --steps 3000 --warmup-steps 100 --schedule-seconds "$COMPARE_SECONDS" --export "$weights" \
+        --log-every 50 --picture-every 0 --save-every 100000 $options \
+        && python3 -m maquette.cli evaluate --model lgm-mini --weights "$weights" --data "$WORK/val" --split val --no-sheet \
+          -o "$WORK/compare$number/val"; } > "$OUT/compare$number.txt" 2>&1 &
       number=$((number + 1))
     done
     wait
-    for file in "$OUT"/compare*.txt; do echo "$file"; tail -n 3 "$file"; done
+    for file in "$OUT"/compare*.txt; do echo "$file"; tail -n 12 "$file"; done
     ;;
   train) setsid bash "$WORK/train.sh" "$@" > "$WORK/train.txt" 2>&1 < /dev/null & echo $! > "$WORK/pid" ;;&
   train | wait)

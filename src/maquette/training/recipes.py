@@ -40,7 +40,8 @@ def lgm_mini() -> TrainConfig:
     """Our recipe for `lgm-mini`: an hour of one GPU on low-poly art, meant to hold on scanned objects as well.
 
     Families count by the square root of their size, realistic objects three times; colours of half of them are
-    changed so that flat palettes do not become a prior, and some inputs are damaged as background removal would do.
+    changed so that flat palettes do not become a prior, half are mirrored, and some inputs are damaged as background
+    removal would do.
     """
     return TrainConfig(
         model="lgm-mini",
@@ -54,7 +55,12 @@ def lgm_mini() -> TrainConfig:
             num_inputs=4, target_views=8, input_targets=2, realistic_weight=3.0, family_exponent=0.5
         ),
         augment=AugmentConfig(
-            color_probability=0.5, edge_probability=0.15, noise=0.01, blur_probability=0.1, grey_probability=0.05
+            color_probability=0.5,
+            edge_probability=0.15,
+            noise=0.01,
+            blur_probability=0.1,
+            grey_probability=0.05,
+            mirror_probability=0.5,
         ),
     )
 
