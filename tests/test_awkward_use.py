@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import maquette
 from maquette import cli
 from maquette.cameras import Cameras
 from maquette.device import choose_device
@@ -33,6 +34,16 @@ def test_devices() -> None:
             choose_device(wrong)
     with pytest.raises(UnsupportedError, match=r"no GPU cuda:99.*maquette doctor"):
         choose_device("cuda:99")
+
+
+def test_weights_have_floating_point_numbers() -> None:
+    with pytest.raises(InvalidInputError, match=r"torch.float32, torch.float16 or torch.bfloat16, got torch.int8"):
+        maquette.load("lgm-mini", dtype=torch.int8)
+
+
+def test_no_objects_cannot_be_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["evaluate", "--data", "rendered", "--limit", "0"]) == 1
+    assert "--limit must be at least 1, got 0" in capsys.readouterr().err
 
 
 def test_lists_with_spaces_are_explained(capsys: pytest.CaptureFixture[str]) -> None:

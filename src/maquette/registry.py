@@ -180,13 +180,15 @@ def load_network(
         dtype: of the weights; None is float32 on the CPU and float16 elsewhere.
 
     Raises:
-        InvalidInputError: no such model.
+        InvalidInputError: no such model, or a dtype that is not floating point.
         WeightsError: the weights are missing, broken or do not fit; says what to do.
     """
     import torch
 
     from maquette.device import choose_device
 
+    if dtype is not None and not dtype.is_floating_point:
+        raise InvalidInputError(f"dtype must be torch.float32, torch.float16 or torch.bfloat16, got {dtype}")
     entry = get_entry(name)
     source = Path(path) if path is not None else find_weights(name)
     if source is None:
@@ -218,7 +220,7 @@ def load(
         dtype: of the weights; None is float32 on the CPU and float16 elsewhere.
 
     Raises:
-        InvalidInputError: neither a model nor a file.
+        InvalidInputError: neither a model nor a file, or a dtype that is not floating point.
         WeightsError: the weights are missing, broken or do not fit.
     """
     from maquette.device import choose_device

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
+from maquette.errors import InvalidInputError
+
 if TYPE_CHECKING:
     import torch
 
@@ -93,11 +95,13 @@ def _load_dataset(args: Args) -> RenderedDataset:
     from maquette.data.layout import read_index
 
     split = None if args.split == "all" else args.split
+    if args.limit is not None and args.limit < 1:
+        raise InvalidInputError(f"--limit must be at least 1, got {args.limit}")
     if args.limit is None:
         return RenderedDataset.load(args.data, split)
     _, listed = read_index(args.data)
     ids = sorted(info.id for info in listed if split in (None, info.split))
-    count = min(max(args.limit, 1), len(ids))
+    count = min(args.limit, len(ids))
     chosen = [ids[index * len(ids) // count] for index in range(count)]
     return RenderedDataset.load(args.data, split, ids=chosen)
 
