@@ -138,7 +138,7 @@ def test_wrong_inputs_are_refused() -> None:
         network(inputs.latents, *arguments)
     with pytest.raises(InvalidInputError, match=r"multiples of 2.*7"):
         stand_in_unet(UNETS["mvdream_tiny"])(inputs.latents[..., :7], *arguments)
-    with pytest.raises(InvalidInputError, match="multiple of 32"):
+    with pytest.raises(InvalidInputError, match="norm_groups, 32"):
         UNetParams(base_channels=40)
     with pytest.raises(InvalidInputError, match="does not divide"):
         UNetParams(head_channels=48)

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from maquette.cameras import Cameras
-from maquette.errors import InvalidInputError, WeightsError
+from maquette.data.dataset import RenderedDataset
+from maquette.data.layout import ObjectInfo
+from maquette.errors import InvalidInputError, UnsupportedError
 from maquette.models.mvdream.cameras import camera_conditions, relative_conditions
 from maquette.models.mvdream.encoders import from_planes, to_planes
-from maquette.models.mvdream.loading import join_weights, load_pipeline
-from maquette.models.mvdream.objective import AutoencoderObjective, DenoisingObjective, centered
-from maquette.models.mvdream.official import build_components
+from maquette.models.mvdream.loading import load_pipeline
+from maquette.models.mvdream.objective import AutoencoderObjective, DenoisingBatch, DenoisingObjective
+from maquette.models.mvdream.official import MERGES, VOCABULARY, build_components
 from maquette.models.mvdream.params import MVDREAM_MINI, AutoencoderParams, NoiseParams
 from maquette.models.mvdream.sampling import build_scheduler
 from maquette.models.mvdream.tokenizer import build_tokenizer, letter_tokenizer, trained_tokenizer
 from maquette.models.mvdream.training_networks import ConditionalDenoiser, LatentAutoencoder
-from maquette.nn.posed_images import select_cameras
-from maquette.picture.prepare import prepare_picture
-from maquette.training.step import AutocastNetwork, Objective
+from maquette.training.config import AugmentConfig, TrainConfig
+from maquette.training.latents import LatentFeed
+from maquette.training.loop import RunOptions, train
+from maquette.training.recipes import get_recipe
+from maquette.training.step import AutocastNetwork
+from maquette.training.tasks import autoencoder_task, build_task, denoiser_task
 from maquette.views import Views
-from maquette.weights import write_weights
+from maquette.weights import load_strictly, read_weights
 from mvdream_stand_ins import TINY_IMAGEDREAM, TINY_MVDREAM
 
 SIZE = 32
@@ -40,6 +45,7 @@ TINY = dataclasses.replace(
     front_view=0,
     picture_optional=True,
 )
+TINY = dataclasses.replace(TINY, unet=dataclasses.replace(TINY.unet, concat_picture=True))
 CAPTIONS = ("red ball", "blue tower")
 
 
@@ -97,17 +103,6 @@ def test_cameras_are_told_relative_to_the_first() -> None:
     torch.testing.assert_close(relative_conditions(tilted)[0], camera_conditions(4, 15.0), atol=1e-5, rtol=0)
 
 
-def test_prompt_pictures_are_centred_as_pictures_are_prepared() -> None:
-    image = torch.zeros(4, 96, 96)
-    image[:, 20:50, 50:90] = torch.tensor([0.2, 0.4, 0.6, 1.0])[:, None, None]
-    found = centered(torch.stack([image, torch.zeros_like(image)]), torch.tensor([0.2, 0.2]))
-    expected = prepare_picture(image, size=None).image
-    both = (found[0, 3] > 0.5) & (expected[3] > 0.5)
-    assert float(both.sum() / ((found[0, 3] > 0.5) | (expected[3] > 0.5)).sum()) > 0.94
-    torch.testing.assert_close(found[0, :3, 48, 48], image[:3, 30, 60])
-    assert not found[1].any()
-
-
 def test_tokenizers_learn_words_from_captions() -> None:
     params = MVDREAM_MINI.text_encoder
     files = trained_tokenizer(["red ball", "blue ball", "red tower"] * 3, params)
@@ -121,84 +116,154 @@ def test_tokenizers_learn_words_from_captions() -> None:
         letter_tokenizer(dataclasses.replace(params, vocabulary=100))
 
 
-def minimize(network: nn.Module, loss: Callable[[], Tensor], steps: int) -> None:
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=2e-3, betas=(0.9, 0.95))
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss().backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        decay.step()
-
-
-def train_both(views: Views, prompts: Tensor, empty: Tensor) -> tuple[LatentAutoencoder, ConditionalDenoiser]:
-    generator = torch.Generator().manual_seed(0)
-    autoencoder, denoiser = LatentAutoencoder(TINY.autoencoder), ConditionalDenoiser(TINY)
-    rebuild: Objective = AutoencoderObjective(TINY.autoencoder)
-    first, last = (
-        Views(views.images[:, part], select_cameras(views.cameras, part)) for part in (slice(0, 2), slice(2, 4))
+def rendered(views: Views) -> RenderedDataset:
+    """Those views as a data set, one variant per object."""
+    count = len(views.images)
+    return RenderedDataset(
+        root=Path("nowhere"),
+        images=(views.images * 255).round().byte(),
+        world_to_camera=views.cameras.world_to_camera,
+        intrinsics=views.cameras.intrinsics,
+        roles=torch.zeros(count, 4, dtype=torch.uint8),
+        variants=torch.zeros(count, 4, dtype=torch.int64),
+        objects=tuple(ObjectInfo(f"o{i}", caption, "thing", family=f"o{i}") for i, caption in enumerate(CAPTIONS)),
+        settings={},
     )
-    minimize(autoencoder, lambda: rebuild(autoencoder, first, last, generator, True).loss, 40)
-    denoise = DenoisingObjective(TINY, autoencoder, empty, drop_prompt=0.3, drop_picture=0.5)
-    twice, prompts = Views(views.images.repeat(2, 1, 1, 1, 1), cameras(4)), prompts.repeat(2, 1)
-    minimize(denoiser, lambda: denoise(denoiser, twice, twice, generator, True, prompts).loss, 200)
-    return autoencoder, denoiser
 
 
-def test_a_tiny_model_learns_to_show_what_it_is_told(tmp_path: Path) -> None:
-    """Trained, put into one weight file, loaded, and asked by sentence alone and by picture alone."""
-    views, encoder = two_objects(), TINY.text_encoder
-    files = trained_tokenizer(CAPTIONS, encoder)
-    words = build_tokenizer(*files, encoder)
-    ids = words([*CAPTIONS, ""], padding="max_length", max_length=encoder.num_tokens, return_tensors="pt").input_ids
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        autoencoder, denoiser = train_both(views, ids[:2], ids[2])
-    file, exports = tmp_path / "tiny.safetensors", (tmp_path / "first.safetensors", tmp_path / "second.safetensors")
-    for export, network in zip(exports, (autoencoder, denoiser), strict=True):
-        write_weights(export, network.state_dict(), {"model": TINY.name})
-    with pytest.raises(WeightsError, match="image_encoder"):
-        join_weights(exports[:1], files, TINY, file, {})
-    join_weights(exports, files, TINY, file, {"license": "Apache-2.0"})
-    pipeline = load_pipeline(TINY, file)
+def config(model: str, steps: int, **changes: object) -> TrainConfig:
+    recipe = get_recipe(model)
+    optimizer = dataclasses.replace(recipe.optimizer, lr=2e-3)
+    schedule = dataclasses.replace(recipe.schedule, warmup_steps=5)
+    settled = {"augment": AugmentConfig(), "latent_copies": 1, "ema_decay": 0.0, "precision": "fp32", "batch_size": 4}
+    return dataclasses.replace(recipe, steps=steps, optimizer=optimizer, schedule=schedule, **{**settled, **changes})  # type: ignore[arg-type]
+
+
+def options(folder: Path, **changes: object) -> RunOptions:
+    return RunOptions(folder, device="cpu", quiet=True, tensorboard=False, picture_every=0, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def autoencoder_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("autoencoder")
+    first = config("mvdream-mini-autoencoder", 40, batch_size=2)
+    run = options(folder / "run", export=folder / "first.safetensors")
+    train(first, run, rendered(two_objects()), build=lambda given: autoencoder_task(TINY, given))
+    return folder / "first.safetensors"
+
+
+def train_denoiser(autoencoder: Path, folder: Path, steps: int, **changes: object) -> Path:
+    given = config("mvdream-mini", steps, autoencoder=str(autoencoder))
+    target = folder / "whole.safetensors"
+    run = options(folder / "run", export=target, **changes)
+    train(given, run, rendered(two_objects()), build=lambda known: denoiser_task(TINY, known))
+    return target
+
+
+def test_a_tiny_model_learns_to_show_what_it_is_told(autoencoder_file: Path, tmp_path: Path) -> None:
+    """Both stages through the training loop, then the exported file asked by sentence alone and by picture alone."""
+    pipeline = load_pipeline(TINY, train_denoiser(autoencoder_file, tmp_path, 220))
+    views, autoencoder = two_objects(), LatentAutoencoder(TINY.autoencoder)
+    load_strictly(autoencoder, read_weights(autoencoder_file)[0], autoencoder_file)
     rebuilt = AutoencoderObjective(TINY.autoencoder)(autoencoder, views, views, torch.Generator(), False).pictures
     assert rebuilt is not None
     for index, caption in enumerate(CAPTIONS):
-        shown = centered(views.images[index, :1], torch.tensor([0.2]))[0]
-        for made in (pipeline(caption, steps=6, guidance=2.0), pipeline("", shown, steps=6, guidance=2.0)):
+        front = views.images[index, 0]
+        for made in (pipeline(caption, steps=6, guidance=2.0), pipeline("", front, steps=6, guidance=2.0)):
             assert made.shape == (1, 4, 4, SIZE, SIZE)
             right, wrong = (psnr(to_planes(made[0], 3), rebuilt[other]) for other in (index, 1 - index))
             assert right > 18 and right > wrong + 5, (caption, right, wrong)
+
+
+def test_denoisers_resume_exactly_and_continue_from_their_exports(autoencoder_file: Path, tmp_path: Path) -> None:
+    whole = train_denoiser(autoencoder_file, tmp_path / "whole", 4)
+    train_denoiser(autoencoder_file, tmp_path / "parts", 4, max_seconds=0.0)
+    parts = train_denoiser(autoencoder_file, tmp_path / "parts", 4)
+    first, second = read_weights(whole)[0], read_weights(parts)[0]
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    train_denoiser(autoencoder_file, tmp_path / "more", 1, init_from=whole)
+    given = dataclasses.replace(config("mvdream-mini", 1), autoencoder=None)
+    with pytest.raises(InvalidInputError, match="mvdream-mini-autoencoder"):
+        denoiser_task(TINY, given)
+    with pytest.raises(UnsupportedError, match="imagedream cannot be trained"):
+        build_task(dataclasses.replace(given, model="imagedream"))
+
+
+def feed(autoencoder: Path, rank: int, world_size: int, **changes: object) -> LatentFeed:
+    task = denoiser_task(TINY, config("mvdream-mini", 1, autoencoder=str(autoencoder), **changes))
+    assert task.feed is not None
+    made = task.feed(
+        rendered(two_objects()),
+        torch.device("cpu"),
+        SimpleNamespace(rank=rank, world_size=world_size),  # type: ignore[arg-type]
+    )
+    assert isinstance(made, LatentFeed)
+    return made
+
+
+def test_latents_come_with_their_captions_in_every_process(autoencoder_file: Path) -> None:
+    whole = feed(autoencoder_file, 0, 1, batch_size=8)
+    (batch,) = whole.draw(3, 0, torch.Generator().manual_seed(5))
+    parts = [feed(autoencoder_file, rank, 2).draw(3, 0, torch.Generator().manual_seed(5))[0] for rank in (0, 1)]
+    torch.testing.assert_close(batch.latents, torch.cat([part.latents for part in parts]))
+    tokenizer = build_tokenizer(
+        *(bytes(whole.exported[name].tolist()) for name in (VOCABULARY, MERGES)), TINY.text_encoder
+    )
+    colors = batch.pictures[:, 0].mean(dim=(-2, -1)) - batch.pictures[:, 2].mean(dim=(-2, -1))
+    for ids, redness in zip(batch.prompts, colors, strict=True):
+        said = tokenizer.decode(ids, skip_special_tokens=True)
+        assert "thing" in said or ("red ball" in said) == (float(redness) > 0)
+    assert not batch.wordless.any() and not tokenizer.decode(batch.silence, skip_special_tokens=True).strip("!")
+
+
+def test_changed_copies_go_without_words_and_may_be_turned(autoencoder_file: Path) -> None:
+    changes = AugmentConfig(color_probability=0.5, mirror_probability=0.5)
+    varied = feed(autoencoder_file, 0, 1, latent_copies=2, batch_size=64, augment=changes)
+    (batch,) = varied.draw(0, 0, torch.Generator().manual_seed(1))
+    assert 0.2 < float(batch.wordless.float().mean()) < 0.8
+    torch.testing.assert_close(batch.cameras, camera_conditions(4)[None].expand(64, -1, -1), atol=1e-5, rtol=0)
 
 
 def psnr(first: Tensor, second: Tensor) -> float:
     return -10 * float((first - second).square().mean().log10())
 
 
+def batch_of(views: Views) -> DenoisingBatch:
+    generator = torch.Generator().manual_seed(0)
+    size = TINY.latent_size
+    encoder = TINY.picture_encoder
+    assert encoder is not None
+    return DenoisingBatch(
+        latents=torch.randn(2, 4, 4, size, size, generator=generator),
+        cameras=relative_conditions(views.cameras),
+        pictures=torch.rand(2, 3, encoder.image_size, encoder.image_size, generator=generator),
+        prompts=torch.randint(0, 500, (2, 16), generator=generator),
+        silence=torch.zeros(16, dtype=torch.long),
+        wordless=torch.tensor([True, False]),
+    )
+
+
 def test_training_reports_pictures_and_metrics() -> None:
     views, autoencoder = two_objects(), LatentAutoencoder(TINY.autoencoder)
-    objective: Objective = DenoisingObjective(TINY, autoencoder, torch.zeros(16, dtype=torch.long))
-    result = objective(ConditionalDenoiser(TINY), views, views, torch.Generator().manual_seed(0), False)
-    assert result.pictures is not None and result.pictures.shape == (2, 4, 3, SIZE, SIZE)
-    assert set(result.metrics) == {"error"} and float(result.metrics["error"]) == pytest.approx(1.0, abs=0.5)
-    assert not any(parameter.requires_grad for parameter in autoencoder.parameters())
+    result = DenoisingObjective(TINY)(
+        ConditionalDenoiser(TINY), batch_of(views), torch.Generator().manual_seed(0), False
+    )
+    assert set(result.metrics) == {"error", "error_noisiest_fifth"}
+    assert float(result.metrics["error"]) == pytest.approx(1.0, abs=0.5)
     rebuilt = AutoencoderObjective(TINY.autoencoder)(autoencoder, views, views, torch.Generator(), False)
-    assert set(rebuilt.metrics) == {"l1", "ssim", "psnr", "latent_power"}
+    assert set(rebuilt.metrics) == {"l1", "ssim", "psnr", "latent_power"} and rebuilt.pictures is not None
 
 
 def test_both_stages_train_under_autocast_and_use_all_they_train() -> None:
     views, autoencoder, denoiser = two_objects(), LatentAutoencoder(TINY.autoencoder), ConditionalDenoiser(TINY)
     for parameter in denoiser.unet.out[-1].parameters():
         nn.init.normal_(parameter, std=0.05)
-    prompts = torch.randint(0, 500, (2, 16), generator=torch.Generator().manual_seed(0))
     rebuild = AutoencoderObjective(TINY.autoencoder)
     rebuild(AutocastNetwork(autoencoder, True), views, views, torch.Generator(), True).loss.backward()
     assert all(parameter.grad is not None for parameter in autoencoder.parameters())
-    denoise = DenoisingObjective(TINY, autoencoder, torch.zeros(16, dtype=torch.long))
+    denoise = DenoisingObjective(TINY)
     losses = [
-        denoise(network, views, views, torch.Generator().manual_seed(0), True, prompts).loss
+        denoise(network, batch_of(views), torch.Generator().manual_seed(0), True).loss
         for network in (denoiser, AutocastNetwork(denoiser, True))
     ]
     torch.testing.assert_close(losses[1], losses[0], atol=0.01, rtol=0.01)
@@ -209,8 +274,8 @@ def test_both_stages_train_under_autocast_and_use_all_they_train() -> None:
 
 def test_wrong_objectives_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="takes no picture"):
-        DenoisingObjective(TINY_MVDREAM, LatentAutoencoder(TINY.autoencoder), torch.zeros(1))
+        DenoisingObjective(TINY_MVDREAM)
     with pytest.raises(InvalidInputError, match="no picture encoder"):
         ConditionalDenoiser(TINY_MVDREAM)
     with pytest.raises(InvalidInputError, match=r"lie in 0\.\.1"):
-        DenoisingObjective(TINY, LatentAutoencoder(TINY.autoencoder), torch.zeros(1), drop_prompt=2.0)
+        DenoisingObjective(TINY, drop_prompt=2.0)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maquette.errors import InvalidInputError, WeightsError
-from maquette.models.mvdream.params import IMAGEDREAM, MVDREAM, MVDreamParams
+from maquette.models.mvdream.params import IMAGEDREAM, MVDREAM, MVDREAM_MINI, MVDreamParams
 from maquette.weights import find_weights
 
 if TYPE_CHECKING:
@@ -48,7 +48,10 @@ class GeneratorEntry:
     def how_to_get(self) -> str:
         """What to do when the weights are not on this machine."""
         if self.hub_repository is None:
-            return f"they come with a release of maquette, or: maquette models import FOLDER --model {self.name}"
+            return (
+                "no trained weights of it are part of maquette yet; train them (docs/generators.md says how) and give "
+                f"them as --weights FILE, or put them into the store: maquette models import FILE --model {self.name}"
+            )
         return (
             f"fetch the folder https://huggingface.co/{self.hub_repository} (git clone, or its own client), then run: "
             f"maquette models import {self.hub_repository.partition('/')[2]} --model {self.name}"
@@ -56,6 +59,13 @@ class GeneratorEntry:
 
 
 _ENTRIES = (
+    GeneratorEntry(
+        "mvdream-mini",
+        MVDREAM_MINI,
+        9_805_004,
+        "Apache-2.0",
+        "Ours: four views from a sentence, a picture or both, small enough to ship.",
+    ),
     GeneratorEntry(
         "mvdream",
         MVDREAM,

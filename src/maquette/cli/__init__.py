@@ -36,10 +36,11 @@ VERBS: dict[str, str] = {
     "data": "Render 3D assets to posed pictures for training and evaluation.",
     "train": "Train a model on rendered assets.",
     "evaluate": "Measure a model on novel views.",
+    "evaluate-views": "Measure a generator of views from fronts and captions.",
     "bench": "Measure speed and memory on this machine.",
     "doctor": "Say what this machine can do, and check that it works.",
 }
-"""Verb to its one-line help. The module of verb `x` is `maquette.cli.x`."""
+"""Verb to its one-line help. The module of verb `x-y` is `maquette.cli.x_y`."""
 
 _LIST_WORD = re.compile(r"(ply|splat|glb|mp4|png|\d+)?(,(ply|splat|glb|mp4|png|\d+)?)*")
 """What the lists of `--formats` and `--pick` are made of."""
@@ -102,7 +103,7 @@ def _dispatch(arguments: list[str]) -> int:
     verb, rest = arguments[0], arguments[1:]
     if verb not in VERBS:
         return _usage_error(f"unknown verb {verb!r}", list(VERBS))
-    module = importlib.import_module(f"maquette.cli.{verb}")
+    module = importlib.import_module(f"maquette.cli.{verb.replace('-', '_')}")
     commands: dict[str, tuple[type, Run]] | None = getattr(module, "COMMANDS", None)
     if commands is None:
         return _run(f"maquette {verb}", module.Args, module.run, rest)
@@ -165,7 +166,7 @@ def _overview() -> str:
         "",
         "usage: maquette VERB ...        maquette VERB --help tells more",
         "",
-        *(f"  {verb:<10} {line}" for verb, line in VERBS.items()),
+        *(f"  {verb:<14} {line}" for verb, line in VERBS.items()),
         "",
         "  --debug    anywhere on the line: show the traceback of an error",
         "  --version  print the version",

@@ -29,9 +29,10 @@ class RenderArgs:
     """Only these assets (file names without .glb)."""
     limit: int | None = None
     """At most this many assets."""
-    plan: Literal["standard", "training", "custom"] = "standard"
+    plan: Literal["standard", "training", "sides", "custom"] = "standard"
     """standard: 4 input and 8 novel views, the evaluation protocol. training: per variant random light, size, colours
-    and 4 + 12 views. custom: all --azimuths at all --elevations."""
+    and 4 + 12 views. sides: per variant random light and size and 4 views from around the object. custom: all
+    --azimuths at all --elevations."""
     azimuths: tuple[float, ...] | None = None
     """Degrees; 0 sees the front, 90 the object's left. For --plan custom; default 0 90 180 270."""
     elevations: tuple[float, ...] | None = None
@@ -43,9 +44,9 @@ class RenderArgs:
     image_size: int = 256
     """Width and height in pixels."""
     lighting: Literal["studio", "unlit", "random"] | None = None
-    """unlit shows the base colour. Default: random for --plan training, else studio."""
+    """unlit shows the base colour. Default: random for --plan training and sides, else studio."""
     variants: int | None = None
-    """Looks per object. Default: 3 for --plan training, else 1."""
+    """Looks per object. Default: 3 for --plan training, 8 for sides, else 1."""
     augment_textures: bool | None = None
     """Vary textures and colours. Default: for --plan training only."""
     supersample: int = 2

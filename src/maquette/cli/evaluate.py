@@ -58,7 +58,7 @@ def run(args: Args) -> int:
     from maquette.hub import file_sha256
 
     device = choose_device(args.device)
-    dataset = _load_dataset(args)
+    dataset = load_dataset(args.data, args.split, args.limit)
     reconstruct, weights_file = _load_model(args, device)
     batch_size = args.batch_size or (8 if device.type == "cuda" else 1)
     with tqdm(total=len(dataset), unit="object", desc="evaluate", dynamic_ncols=True) as bar:
@@ -90,20 +90,25 @@ def run(args: Args) -> int:
     return 0
 
 
-def _load_dataset(args: Args) -> RenderedDataset:
+def load_dataset(data: Path, split: str, limit: int | None) -> RenderedDataset:
+    """A split of a data set ("all": every object), at most `limit` objects, spread evenly over it.
+
+    Raises:
+        InvalidInputError: the limit is below 1, or nothing is left.
+    """
     from maquette.data.dataset import RenderedDataset
     from maquette.data.layout import read_index
 
-    split = None if args.split == "all" else args.split
-    if args.limit is not None and args.limit < 1:
-        raise InvalidInputError(f"--limit must be at least 1, got {args.limit}")
-    if args.limit is None:
-        return RenderedDataset.load(args.data, split)
-    _, listed = read_index(args.data)
-    ids = sorted(info.id for info in listed if split in (None, info.split))
-    count = min(args.limit, len(ids))
+    wanted = None if split == "all" else split
+    if limit is not None and limit < 1:
+        raise InvalidInputError(f"--limit must be at least 1, got {limit}")
+    if limit is None:
+        return RenderedDataset.load(data, wanted)
+    _, listed = read_index(data)
+    ids = sorted(info.id for info in listed if wanted in (None, info.split))
+    count = min(limit, len(ids))
     chosen = [ids[index * len(ids) // count] for index in range(count)]
-    return RenderedDataset.load(args.data, split, ids=chosen)
+    return RenderedDataset.load(data, wanted, ids=chosen)
 
 
 def _load_model(args: Args, device: torch.device) -> tuple[Reconstruct, Path | None]:

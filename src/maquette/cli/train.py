@@ -26,7 +26,8 @@ class Args:
     """
 
     name: Annotated[Positional[str], arg(metavar="NAME")]
-    """Model: lgm-mini, lgm-tiny, lgm-small, lgm-lrm, lgm-big, gamba-mini or gamba."""
+    """Model: lgm-mini, lgm-tiny, lgm-small, lgm-lrm, lgm-big, gamba-mini, gamba, or
+    mvdream-mini-autoencoder and then mvdream-mini."""
     data: Path
     """Folder that `maquette data render` wrote."""
     output: Annotated[Path | None, arg(aliases=["-o"], metavar="DIR")] = None
@@ -69,6 +70,8 @@ class Args:
     error_knee: float | None = None
     """Mean squared error of a view from which on errors count by their logarithm, as in PSNR (0: never); by default the
     model's."""
+    autoencoder: Annotated[Path | None, arg(metavar="FILE")] = None
+    """For mvdream-mini: what mvdream-mini-autoencoder exported."""
     schedule_seconds: float | None = None
     """Training time after which the run is over, all calls together: the learning rate follows the clock (or the
     steps, whichever is further). Such a run cannot be repeated bit for bit."""
@@ -142,6 +145,7 @@ def make_config(args: Args) -> TrainConfig:
         target_size=args.target_size,
         input_size=args.input_size,
         lpips=None if args.lpips is None else str(args.lpips),
+        autoencoder=None if args.autoencoder is None else str(args.autoencoder),
         lambda_depth=args.lambda_depth,
         lambda_ssim=args.lambda_ssim,
         error_knee=args.error_knee,

@@ -13,14 +13,16 @@ from maquette.data.lighting import LIGHTINGS, Light, Lighting, make_light
 from maquette.data.patterns import TextureAugmentation, random_augmentation
 from maquette.errors import InvalidInputError
 
-Plan = Literal["standard", "training", "custom"]
-PLANS: tuple[Plan, ...] = ("standard", "training", "custom")
+Plan = Literal["standard", "training", "sides", "custom"]
+PLANS: tuple[Plan, ...] = ("standard", "training", "sides", "custom")
 BOUNDING_RADIUS = 0.6
 """Radius of the sphere (about the centre of the bounding box) that holds the object: seen whole from radius 1.5."""
 
 _INPUT_AZIMUTHS = (0.0, 90.0, 180.0, 270.0)
 _NOVEL_ELEVATIONS = (-10.0, 0.0, 10.0, 20.0, 30.0, 20.0, 10.0, 0.0)
 _TRAINING_RADII = (0.5, 0.62)
+_SIDES_RADII = (0.45, 0.62)
+_NUM_VARIANTS = {"training": 3, "sides": 8}
 _NUM_TRAINING_TARGETS = 12
 
 
@@ -30,10 +32,12 @@ class RenderOptions:
 
     Attributes:
         plan: "standard" is the evaluation protocol orbit4-novel8, "training" random views and looks per variant,
-            "custom" every azimuth at every elevation.
+            "sides" four views from around the object per variant, half of them with the true front first, "custom"
+            every azimuth at every elevation.
         image_size: pictures are square, in pixels.
-        lighting: None takes the plan's own: random for "training", else studio.
-        variants: None takes the plan's own: 3 for "training", else 1.
+        lighting: None takes the plan's own: random for "training" and "sides" (variant 0 of which is in the studio),
+            else studio.
+        variants: None takes the plan's own: 3 for "training", 8 for "sides", else 1.
         azimuths_deg, elevations_deg: for "custom" only.
         radius: distance of the cameras from the origin, > 0.7 so that they stay outside of the object.
         fov_deg: field of view in degrees, in (0, 180).
@@ -87,12 +91,12 @@ class RenderOptions:
     @property
     def resolved_lighting(self) -> Lighting:
         """The light that is used."""
-        return self.lighting or ("random" if self.plan == "training" else "studio")
+        return self.lighting or ("random" if self.plan in ("training", "sides") else "studio")
 
     @property
     def num_variants(self) -> int:
         """The number of variants that is rendered."""
-        return self.variants or (3 if self.plan == "training" else 1)
+        return self.variants or _NUM_VARIANTS.get(self.plan, 1)
 
     @property
     def augments_textures(self) -> bool:
@@ -149,13 +153,24 @@ def plan_variant(options: RenderOptions, object_id: str, realistic: bool, number
     """The look and the cameras of variant `number`, from the seed and the object's id alone."""
     digest = int.from_bytes(hashlib.sha256(object_id.encode()).digest()[:8], "big")
     generator = np.random.default_rng([options.seed, digest, number])
-    frames = _frames(options, generator)
-    radius = float(generator.uniform(*_TRAINING_RADII)) if options.plan == "training" else BOUNDING_RADIUS
-    light = make_light(options.resolved_lighting, generator)
+    frames = _sides(number, generator) if options.plan == "sides" else _frames(options, generator)
+    plain = options.plan in ("standard", "custom") or (options.plan == "sides" and number == 0)
+    radii = _SIDES_RADII if options.plan == "sides" else _TRAINING_RADII
+    radius = BOUNDING_RADIUS if plain else float(generator.uniform(*radii))
+    studio = options.plan == "sides" and number == 0 and options.lighting is None
+    light = make_light("studio" if studio else options.resolved_lighting, generator)
     augmentation = TextureAugmentation()
     if options.augments_textures:
         augmentation = random_augmentation(generator, realistic=realistic)
     return Variant(radius, light, augmentation, frames)
+
+
+def _sides(number: int, generator: np.random.Generator) -> tuple[Frame, ...]:
+    """Variants of even number start at the true front; variant 0 looks at it from the level of the standard plan."""
+    offset, chance, level = float(generator.uniform(0, 360)), generator.random(), float(generator.uniform(-10, 30))
+    offset = 0.0 if number % 2 == 0 else offset
+    level = 0.0 if number == 0 or chance < 0.6 else level
+    return tuple(Frame((offset + azimuth) % 360, level, "input") for azimuth in _INPUT_AZIMUTHS)
 
 
 def _frames(options: RenderOptions, generator: np.random.Generator) -> tuple[Frame, ...]:

@@ -106,6 +106,8 @@ class TrainConfig:
             None takes multi-scale SSIM in its place.
         lambda_depth: weight of the depth term, >= 0; None: the model's.
         lambda_ssim: weight of the multi-scale SSIM that stands in for LPIPS, >= 0; None: the model's.
+        autoencoder: file of the trained auto-encoder whose latents a denoiser learns; None where there is none.
+        latent_copies: versions of the data set that each process keeps as latents, augmented differently, >= 1.
         error_knee: mean squared error of a view from which on errors count by their logarithm, >= 0; None: the model's.
         schedule_seconds: None, or the training time in seconds after which the run is over: the learning rate then
             follows the larger share of `steps` and of this time. A run that depends on the clock cannot be repeated
@@ -128,6 +130,8 @@ class TrainConfig:
     lambda_depth: float | None = None
     lambda_ssim: float | None = None
     error_knee: float | None = None
+    autoencoder: str | None = None
+    latent_copies: int = 2
     schedule_seconds: float | None = None
     max_bad_steps: int = 50
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -149,6 +153,7 @@ class TrainConfig:
             ("lambda_depth", self.lambda_depth if self.lambda_depth is not None else 0, 0),
             ("lambda_ssim", self.lambda_ssim if self.lambda_ssim is not None else 0, 0),
             ("error_knee", self.error_knee if self.error_knee is not None else 0, 0),
+            ("latent_copies", self.latent_copies, 1),
             ("sampling.num_inputs", sampling.num_inputs, 1),
             ("sampling.target_views", sampling.target_views, 1),
             ("sampling.input_targets", sampling.input_targets, 0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,7 @@ from maquette.data.dataset import INPUT, RenderedDataset
 from maquette.data.depths import decode_levels
 from maquette.data.layout import read_index
 from maquette.nn.posed_images import resize_views
+from maquette.training.augment import augment
 from maquette.training.config import TrainConfig
 from maquette.training.sampling import ViewSampler
 from maquette.views import Views
@@ -38,6 +40,9 @@ class BatchFeed:
         rank, world_size: this process among all.
         target_size: side of the target views, px; None: the config's, or as stored. The inputs have the config's
             `input_size`, or are as stored.
+
+    Attributes:
+        exported: nothing, see `maquette.training.step.Feed`.
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class BatchFeed:
         world_size: int = 1,
         target_size: int | None = None,
     ) -> None:
+        self.exported: Mapping[str, Tensor] = {}
         objects = dataset.objects
         self._sampler = ViewSampler(
             [info.family or info.id for info in objects],
@@ -90,6 +96,10 @@ class BatchFeed:
         inputs = Views(floats[:, :count], cameras, depths)
         targets = Views(floats[:, count:], Cameras(world_to_camera[:, count:], intrinsics[:, count:], height, width))
         return _resized(inputs, self._input_size), _resized(targets, self._target_size)
+
+    def draw(self, step: int, micro_step: int, generator: torch.Generator) -> tuple[Views, Views]:
+        """The batch, augmented as the config says."""
+        return augment(*self.batch(step, micro_step), self._config.augment, generator)
 
     def close(self) -> None:
         """Stops the thread."""

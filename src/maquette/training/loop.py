@@ -156,7 +156,12 @@ class _Run:
         task = build(config)
         dataset = self._load(data, task.needs_depth)
         self.data_summary = {"objects": len(dataset), "frames": dataset.num_frames, "settings": dataset.settings}
-        self.feed = BatchFeed(dataset, config, device, processes.rank, processes.world_size, task.target_size)
+        self.feed = (
+            task.feed(dataset, device, processes)
+            if task.feed is not None
+            else BatchFeed(dataset, config, device, processes.rank, processes.world_size, task.target_size)
+        )
+        del dataset  # a feed that keeps something else should not hold its memory
         self.network = task.network.to(device).train()
         if isinstance(task.objective, torch.nn.Module):
             task.objective.to(device)
@@ -165,7 +170,9 @@ class _Run:
                 if parameter.ndim == 4:
                     parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         if options.init_from is not None and self.checkpoint is None:
-            load_strictly(self.network, init_tensors(options.init_from), options.init_from)
+            tensors = init_tensors(options.init_from)
+            tensors = {name: value for name, value in tensors.items() if name not in self.feed.exported}
+            load_strictly(self.network, tensors, options.init_from)
         if options.compile:
             self.network.compile()
         wrapped = processes.wrap(self.network, bf16=config.precision == "bf16")
@@ -236,6 +243,7 @@ class _Run:
             average = self.runner.average
             tensors = average.state_tensors() if average is not None else self.network.state_dict()
             facts = {"seconds": round(seconds, 1), "processes": self.processes.world_size, "data": self.data_summary}
+            tensors = {**tensors, **self.feed.exported}
             export_weights(self.options.export, tensors, self.config, self.step, facts, self.options.license)
         if log is not None:
             log.say(f"{reason} at step {self.step}/{self.config.steps} after {format_seconds(seconds)}: {target}")

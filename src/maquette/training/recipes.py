@@ -97,6 +97,36 @@ def gamba_mini() -> TrainConfig:
     )
 
 
+def mvdream_mini_autoencoder() -> TrainConfig:
+    """Our recipe for the auto-encoder of `mvdream-mini`: four views per object, half of them with changed colours."""
+    return TrainConfig(
+        model="mvdream-mini-autoencoder",
+        steps=6_000,
+        batch_size=24,
+        precision="bf16",
+        ema_decay=0.998,
+        optimizer=OptimizerConfig(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01, grad_clip=1.0),
+        schedule=ScheduleConfig(kind="cosine", warmup_steps=200, final_fraction=0.01),
+        sampling=SamplingConfig(num_inputs=4, target_views=1, input_targets=1, realistic_weight=3.0),
+        augment=AugmentConfig(color_probability=0.5, mirror_probability=0.5),
+    )
+
+
+def mvdream_mini() -> TrainConfig:
+    """Our recipe for the denoiser of `mvdream-mini`, on latents that are computed once."""
+    return TrainConfig(
+        model="mvdream-mini",
+        steps=20_000,
+        batch_size=128,
+        precision="bf16",
+        ema_decay=0.9995,
+        optimizer=OptimizerConfig(lr=1e-3, betas=(0.9, 0.99), weight_decay=0.02, grad_clip=1.0),
+        schedule=ScheduleConfig(kind="cosine", warmup_steps=500, final_fraction=0.01),
+        sampling=SamplingConfig(num_inputs=4, target_views=1, input_targets=1, realistic_weight=2.0),
+        augment=AugmentConfig(color_probability=0.5, mirror_probability=0.5),
+    )
+
+
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "lgm-mini": lgm_mini,
     "lgm-big": lambda: lgm_official("lgm-big", batch_size=8, target_views=8),
@@ -105,6 +135,8 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "lgm-tiny": lambda: lgm_official("lgm-tiny", batch_size=16, target_views=8),
     "gamba-mini": gamba_mini,
     "gamba": gamba_official,
+    "mvdream-mini-autoencoder": mvdream_mini_autoencoder,
+    "mvdream-mini": mvdream_mini,
 }
 """Model name to recipe."""
 

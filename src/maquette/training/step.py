@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,15 +13,31 @@ from torch import Tensor, nn
 
 from maquette.gaussians import Gaussians
 from maquette.nn.objective import ObjectiveResult
-from maquette.training.augment import augment
 from maquette.training.config import TrainConfig
-from maquette.training.feed import BatchFeed
 from maquette.training.optimizer import AveragedWeights, NamedAdamW
 from maquette.training.schedule import schedule_at
-from maquette.views import Views
 
-Objective = Callable[[nn.Module, Views, Views, torch.Generator, bool], ObjectiveResult]
-"""objective(network, inputs, targets, generator, training) -> `ObjectiveResult`"""
+Objective = Callable[..., ObjectiveResult]
+"""objective(network, *batch, generator, training) -> `ObjectiveResult`; the batch is what the feed draws, mostly input
+and target views."""
+
+
+class Feed(Protocol):
+    """Where batches come from.
+
+    Attributes:
+        exported: tensors that belong into the exported weights beside the network's.
+    """
+
+    exported: Mapping[str, Tensor]
+
+    def draw(self, step: int, micro_step: int, generator: torch.Generator) -> tuple[Any, ...]:
+        """This process's batch, augmented: a function of the arguments and the generator's state alone."""
+        ...
+
+    def close(self) -> None:
+        """Ends what runs in the background."""
+        ...
 
 
 class AutocastNetwork(nn.Module):
@@ -104,7 +120,7 @@ class StepRunner:
         network: nn.Module,
         wrapped: nn.Module,
         objective: Objective,
-        feed: BatchFeed,
+        feed: Feed,
         rank: int,
         backward: Callable[[Tensor], None],
         no_sync: Callable[[], contextlib.AbstractContextManager[Any]],
@@ -133,11 +149,10 @@ class StepRunner:
         self._generator.manual_seed(seed)
         torch.manual_seed(seed)  # for layers that draw from the global generator; the caller restores it
         for micro_step in range(config.accumulation):
-            inputs, targets = self._feed.batch(step, micro_step)
-            inputs, targets = augment(inputs, targets, config.augment, self._generator)
+            batch = self._feed.draw(step, micro_step, self._generator)
             last = micro_step == config.accumulation - 1
             with contextlib.nullcontext() if last else self._no_sync():
-                result = self._objective(self._wrapped, inputs, targets, self._generator, True)
+                result = self._objective(self._wrapped, *batch, self._generator, True)
                 # A loss that is not finite makes every gradient NaN, in every process, and so skips the step.
                 factor = torch.where(torch.isfinite(result.loss.detach()), 1.0 / config.accumulation, torch.nan)
                 self._backward(result.loss * factor)

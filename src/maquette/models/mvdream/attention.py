@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maquette.models.mvdream.params import NUM_GROUPS
-
 MLP_RATIO = 4
 
 
@@ -110,9 +108,11 @@ class TransformerBlock(nn.Module):
 class MultiViewTransformer(nn.Module):
     """A transformer block on the pixels of all frames of an object, residual."""
 
-    def __init__(self, channels: int, context_channels: int, head_channels: int, *, with_picture: bool) -> None:
+    def __init__(
+        self, channels: int, context_channels: int, head_channels: int, *, with_picture: bool, norm_groups: int
+    ) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(NUM_GROUPS, channels, eps=1e-6)
+        self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
         self.proj_in = nn.Linear(channels, channels)
         self.transformer_blocks = nn.ModuleList(
             [TransformerBlock(channels, context_channels, head_channels, with_picture=with_picture)]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from maquette.errors import MissingDependencyError
 from maquette.models.mvdream.params import AutoencoderParams, PictureEncoderParams, TextEncoderParams
+from maquette.models.mvdream.tokenizer import token_ids
 
 _MIN_ALPHA = 0.02
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -98,6 +99,7 @@ def build_autoencoder_network(params: AutoencoderParams) -> nn.Module:
         layers_per_block=params.num_res_blocks,
         latent_channels=params.latent_channels,
         scaling_factor=params.scaling_factor,
+        norm_num_groups=params.norm_groups,
     )
     return network
 
@@ -116,13 +118,7 @@ class TextEncoder:
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Normalised output of the last layer, `[B, num_tokens, channels]`; longer texts are cut with a warning."""
-        ids = self._tokenizer(
-            list(texts),
-            padding="max_length",
-            max_length=self.params.num_tokens,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
+        ids = token_ids(self._tokenizer, texts, self.params)
         lengths = [len(row) for row in self._tokenizer(list(texts)).input_ids]
         if max(lengths) > self.params.num_tokens:
             warnings.warn(

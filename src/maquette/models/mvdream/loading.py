@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,6 @@ from maquette.errors import InvalidInputError, WeightsError
 from maquette.models.mvdream.encoders import LatentCodec, PictureEncoder, TextEncoder
 from maquette.models.mvdream.network import MultiViewUNet
 from maquette.models.mvdream.official import (
-    MERGES,
-    VOCABULARY,
     build_components,
     check_components,
     load_component,
@@ -23,7 +21,7 @@ from maquette.models.mvdream.official import (
 from maquette.models.mvdream.params import MVDreamParams
 from maquette.models.mvdream.pipeline import MultiViewPipeline, Parts
 from maquette.models.mvdream.tokenizer import build_tokenizer, letter_tokenizer
-from maquette.weights import read_weights, write_weights
+from maquette.weights import read_weights
 
 
 def load_pipeline(
@@ -66,34 +64,6 @@ def load_pipeline(
         offload=offload,
         attention_slicing=attention_slicing,
     )
-
-
-def join_weights(
-    exports: Sequence[str | Path],
-    tokenizer: tuple[bytes, bytes],
-    params: MVDreamParams,
-    destination: str | Path,
-    metadata: Mapping[str, str],
-) -> None:
-    """Makes one weight file of what the stages of training exported and the tokenizer, after a strict check.
-
-    Args:
-        exports: weight files of the auto-encoder and of the denoiser.
-        tokenizer: contents of its two files, the vocabulary and the merges.
-        params: the model they are of.
-        destination: file to write, .safetensors.
-        metadata: what to say of it besides the model's name, such as its license.
-
-    Raises:
-        WeightsError: a file is broken, or together they do not fit the model.
-    """
-    state: dict[str, torch.Tensor] = {}
-    for export in exports:
-        state |= read_weights(export)[0]
-    for name, content in zip((VOCABULARY, MERGES), tokenizer, strict=True):
-        state[name] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-    check_components(params, state, " and ".join(str(export) for export in exports))
-    write_weights(destination, state, {**metadata, "model": params.name})
 
 
 def untrained_pipeline(

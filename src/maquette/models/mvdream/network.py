@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from maquette.errors import InvalidInputError
 from maquette.models.mvdream.attention import Attention, MultiViewTransformer
-from maquette.models.mvdream.params import CAMERA_CHANNELS, NUM_GROUPS, UNetParams
+from maquette.models.mvdream.params import CAMERA_CHANNELS, UNetParams
 from maquette.models.mvdream.resampler import Resampler
 
 _MAX_PERIOD = 10_000.0
@@ -30,14 +30,14 @@ def timestep_embedding(timesteps: Tensor, channels: int) -> Tensor:
 class ResBlock(nn.Module):
     """Two convolutions with the timestep and camera embedding added in between, residual."""
 
-    def __init__(self, in_channels: int, out_channels: int, embedding_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, embedding_channels: int, norm_groups: int) -> None:
         super().__init__()
         self.in_layers = nn.Sequential(
-            nn.GroupNorm(NUM_GROUPS, in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)
+            nn.GroupNorm(norm_groups, in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)
         )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding_channels, out_channels))
         self.out_layers = nn.Sequential(
-            nn.GroupNorm(NUM_GROUPS, out_channels),
+            nn.GroupNorm(norm_groups, out_channels),
             nn.SiLU(),
             nn.Identity(),
             nn.Conv2d(out_channels, out_channels, 3, padding=1),
@@ -108,25 +108,35 @@ class MultiViewUNet(nn.Module):
             self.image_embed = Resampler(params.resampler, params.context_channels)
         self.time_embed = nn.Sequential(nn.Linear(params.base_channels, width), nn.SiLU(), nn.Linear(width, width))
         self.camera_embed = nn.Sequential(nn.Linear(CAMERA_CHANNELS, width), nn.SiLU(), nn.Linear(width, width))
-        first = nn.Conv2d(params.in_channels, params.base_channels, 3, padding=1)
+        shown = params.in_channels * (2 if params.concat_picture else 1)
+        first = nn.Conv2d(shown, params.base_channels, 3, padding=1)
         self.input_blocks = nn.ModuleList([Stage([first])])
         skips = self._build_down()
         deepest = params.level_channels[-1]
         self.middle_block = Stage(
-            [ResBlock(deepest, deepest, width), self._transformer(deepest), ResBlock(deepest, deepest, width)]
+            [self._res_block(deepest, deepest), self._transformer(deepest), self._res_block(deepest, deepest)]
         )
         self.output_blocks = nn.ModuleList()
         self._build_up(skips)
         self.out = nn.Sequential(
-            nn.GroupNorm(NUM_GROUPS, params.base_channels),
+            nn.GroupNorm(params.norm_groups, params.base_channels),
             nn.SiLU(),
             nn.Conv2d(params.base_channels, params.out_channels, 3, padding=1),
         )
 
+    def _res_block(self, in_channels: int, out_channels: int) -> ResBlock:
+        return ResBlock(in_channels, out_channels, self.params.embedding_channels, self.params.norm_groups)
+
     def _transformer(self, channels: int) -> MultiViewTransformer:
         params = self.params
         with_picture = params.resampler is not None
-        return MultiViewTransformer(channels, params.context_channels, params.head_channels, with_picture=with_picture)
+        return MultiViewTransformer(
+            channels,
+            params.context_channels,
+            params.head_channels,
+            with_picture=with_picture,
+            norm_groups=params.norm_groups,
+        )
 
     def _build_down(self) -> list[int]:
         """Appends the way down; returns the widths of its outputs, which the way up takes."""
@@ -135,7 +145,7 @@ class MultiViewUNet(nn.Module):
         widths = [channels]
         for level, level_channels in enumerate(params.level_channels):
             for _ in range(params.num_res_blocks):
-                layers: list[nn.Module] = [ResBlock(channels, level_channels, params.embedding_channels)]
+                layers: list[nn.Module] = [self._res_block(channels, level_channels)]
                 channels = level_channels
                 if level in params.attention_levels:
                     layers.append(self._transformer(channels))
@@ -152,7 +162,7 @@ class MultiViewUNet(nn.Module):
         for level in reversed(range(len(params.level_channels))):
             for index in range(params.num_res_blocks + 1):
                 level_channels = params.level_channels[level]
-                layers: list[nn.Module] = [ResBlock(channels + skips.pop(), level_channels, params.embedding_channels)]
+                layers: list[nn.Module] = [self._res_block(channels + skips.pop(), level_channels)]
                 channels = level_channels
                 if level in params.attention_levels:
                     layers.append(self._transformer(channels))
@@ -189,7 +199,7 @@ class MultiViewUNet(nn.Module):
             text: text tokens `[B, T, context_channels]`.
             picture: with a resampler, its output `image_embed(picture tokens)`, `[B, P, context_channels]`.
             picture_latents: with a resampler, clean latents of the prompt picture, `[B, in_channels, h, w]`; they
-                take the place of the last frame.
+                take the place of the last frame, and are shown to all where `concat_picture` is set.
 
         Raises:
             InvalidInputError: a picture is missing or given without need, or the size does not fit.
@@ -197,7 +207,10 @@ class MultiViewUNet(nn.Module):
         self._check(latents, picture, picture_latents)
         batch, frames = latents.shape[:2]
         if picture_latents is not None:
-            latents = torch.cat([latents[:, :-1], picture_latents[:, None].to(latents.dtype)], dim=1)
+            shown = picture_latents[:, None].to(latents.dtype)
+            latents = torch.cat([latents[:, :-1], shown], dim=1)
+            if self.params.concat_picture:
+                latents = torch.cat([latents, shown.expand(-1, frames, -1, -1, -1)], dim=2)
         dtype = self.dtype
         sinusoid = timestep_embedding(timesteps, self.params.base_channels).to(dtype)
         embedding = self.time_embed(sinusoid)[:, None] + self.camera_embed(cameras.to(dtype))

@@ -5,20 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maquette.errors import InvalidInputError
-from maquette.models.mvdream.cameras import relative_conditions
-from maquette.models.mvdream.encoders import from_planes, to_planes
+from maquette.models.mvdream.encoders import to_planes
 from maquette.models.mvdream.params import AutoencoderParams, MVDreamParams
 from maquette.models.mvdream.sampling import build_scheduler
-from maquette.models.mvdream.training_networks import LatentAutoencoder
 from maquette.nn.objective import ObjectiveResult
 from maquette.nn.ssim import multi_scale_ssim
 from maquette.views import Views
-
-_VISIBLE = 0.2
 
 
 @dataclass(frozen=True)
@@ -40,8 +35,8 @@ class AutoencoderObjective:
     def __call__(
         self, network: nn.Module, inputs: Views, targets: Views, generator: torch.Generator, training: bool
     ) -> ObjectiveResult:
-        """Loss on all views of the batch; `network` is a `LatentAutoencoder` or wraps one."""
-        images = torch.cat([inputs.images, targets.images], dim=1) if training else inputs.images
+        """Loss on the input views; `network` is a `LatentAutoencoder` or wraps one."""
+        images = inputs.images
         batch, views = images.shape[:2]
         planes = to_planes(images.flatten(0, 1), self.params.image_channels)
         size = planes.shape[-1] // self.params.stride
@@ -67,154 +62,96 @@ class AutoencoderObjective:
         return ObjectiveResult(loss, metrics, pictures, planes[:, :3].reshape(shape))
 
 
+@dataclass(frozen=True)
+class DenoisingBatch:
+    """What a step of the denoiser's training sees of B objects.
+
+    Attributes:
+        latents: clean scaled latents of the views, `[B, V, C, h, w]`.
+        cameras: their conditions, `[B, V, 16]`, view 0 at azimuth 0.
+        pictures: view 0 on white, `[B, 3, S, S]` in 0..1, S the picture encoder's size.
+        prompts: token ids of what is said, `[B, T]`.
+        silence: those of the empty sentence, `[T]`.
+        wordless: objects of which no sentence is true, since their colours were changed, bool `[B]`.
+    """
+
+    latents: Tensor
+    cameras: Tensor
+    pictures: Tensor
+    prompts: Tensor
+    silence: Tensor
+    wordless: Tensor
+
+
 class DenoisingObjective:
     """The views' latents must be found again under noise, told a sentence, a picture of view 0, both or nothing.
 
-    Squared error of what the network predicts (noise or velocity), over timesteps drawn uniformly.
+    Squared error of what the network predicts (noise or velocity). The timesteps of a batch are spread evenly.
     """
 
     def __init__(
         self,
         params: MVDreamParams,
-        autoencoder: LatentAutoencoder,
-        empty_prompt: Tensor,
         *,
-        drop_prompt: float = 0.15,
-        drop_picture: float = 0.35,
-        border_range: tuple[float, float] = (0.1, 0.3),
+        drop_prompt: float = 0.35,
+        drop_picture: float = 0.45,
+        picture_noise: float = 0.1,
     ) -> None:
         """Sets it up.
 
         Args:
             params: of the model.
-            autoencoder: trained; it is frozen.
-            empty_prompt: token ids of the empty sentence, `[T]`.
             drop_prompt, drop_picture: share of objects trained without, independently; 0..1.
-            border_range: the prompt picture is view 0, centred with a border of between these shares of its side,
-                as `maquette.picture` prepares pictures.
+            picture_noise: largest standard deviation of what is added to the latents of the prompt picture.
 
         Raises:
             InvalidInputError: the model takes no pictures, or a share lies outside 0..1.
         """
         if params.picture_encoder is None:
             raise InvalidInputError(f"{params.name} takes no picture: only models that do are trained")
-        if not (0 <= drop_prompt <= 1 and 0 <= drop_picture <= 1 and 0 <= border_range[0] <= border_range[1] < 1):
-            raise InvalidInputError("drop_prompt and drop_picture must lie in 0..1, border_range in [0, 1)")
+        if not (0 <= drop_prompt <= 1 and 0 <= drop_picture <= 1):
+            raise InvalidInputError("drop_prompt and drop_picture must lie in 0..1")
         self._params = params
-        self._picture_size = params.picture_encoder.image_size
-        self._autoencoder = autoencoder.eval().requires_grad_(False)
-        self._empty_prompt = empty_prompt
-        self._drop_prompt, self._drop_picture = drop_prompt, drop_picture
-        self._borders = border_range
+        self._drop_prompt, self._drop_picture, self._picture_noise = drop_prompt, drop_picture, picture_noise
         self._alphas: Tensor = build_scheduler(params.noise).alphas_cumprod
 
     def __call__(
-        self,
-        network: nn.Module,
-        inputs: Views,
-        targets: Views,
-        generator: torch.Generator,
-        training: bool,
-        prompts: Tensor | None = None,
+        self, network: nn.Module, batch: DenoisingBatch, generator: torch.Generator, training: bool
     ) -> ObjectiveResult:
         """Loss of a batch; `network` is a `ConditionalDenoiser` or wraps one.
 
         Args:
             network: see above.
-            inputs: the four views to generate, `[B, V]`, orbit cameras.
-            targets: not used.
-            generator: on the views' device.
-            training: otherwise nothing is dropped, and the border is the middle one.
-            prompts: token ids of the captions, `[B, T]`; None trains without sentences.
+            batch: on the generator's device.
+            generator: draws noise, timesteps and what is left out.
+            training: otherwise nothing is left out.
         """
-        images, device = inputs.images, inputs.images.device
-        batch = len(images)
-        latents = self._encode(images)
-        borders = self._uniform(batch, generator, device) if training else torch.full((batch,), 0.5, device=device)
-        low, high = self._borders
-        pictures = centered(images[:, 0], low + (high - low) * borders)
-        self._alphas, self._empty_prompt = self._alphas.to(device), self._empty_prompt.to(device)  # once
-        empty = self._empty_prompt.expand(batch, -1)
-        told = empty if prompts is None else prompts.to(device)
-        with_picture = torch.ones(batch, device=device)
+        latents, device = batch.latents, batch.latents.device
+        count = len(latents)
+
+        def uniform() -> Tensor:
+            return torch.rand(count, generator=generator, device=device)
+
+        self._alphas = self._alphas.to(device)  # once
+        silent = batch.wordless
+        with_picture = torch.ones(count, device=device)
+        shown = latents[:, 0]
         if training:
-            silent = self._uniform(batch, generator, device) < self._drop_prompt
-            told = torch.where(silent[:, None], empty, told)
-            with_picture = (self._uniform(batch, generator, device) >= self._drop_picture).float()
-        timesteps = torch.randint(0, self._params.noise.num_steps, (batch,), generator=generator, device=device)
+            silent = silent | (uniform() < self._drop_prompt)
+            with_picture = torch.where(batch.wordless, 1.0, (uniform() >= self._drop_picture).float())
+            strength = (self._picture_noise * uniform())[:, None, None, None]
+            shown = shown + strength * torch.randn(shown.shape, generator=generator, device=device)
+        told = torch.where(silent[:, None], batch.silence, batch.prompts)
+        steps = self._params.noise.num_steps
+        places = (torch.arange(count, device=device) + torch.rand(1, generator=generator, device=device)) / count
+        timesteps = (places * steps).long().clamp_max(steps - 1)
         noise = torch.randn(latents.shape, generator=generator, device=device)
         alpha = self._alphas[timesteps]
         signal, spread = (root.sqrt()[:, None, None, None, None] for root in (alpha, 1 - alpha))
         noisy = signal * latents + spread * noise
-        prediction = network(
-            noisy,
-            timesteps,
-            relative_conditions(inputs.cameras),
-            told,
-            self._small(pictures),
-            self._encode(pictures[:, None])[:, 0],
-            with_picture,
-        )
+        prediction = network(noisy, timesteps, batch.cameras, told, batch.pictures, shown, with_picture)
         velocity = self._params.noise.prediction == "v_prediction"
         wanted = signal * noise - spread * latents if velocity else noise
-        loss = (prediction - wanted).square().mean()
-        clean = signal * noisy - spread * prediction if velocity else (noisy - spread * prediction) / signal
-        shown = None if training else self._decode(clean.detach())
-        references = None if training else to_planes(images, 3)
-        return ObjectiveResult(loss, {"error": loss.detach()}, shown, references)
-
-    @staticmethod
-    def _uniform(count: int, generator: torch.Generator, device: torch.device) -> Tensor:
-        return torch.rand(count, generator=generator, device=device)
-
-    def _small(self, pictures: Tensor) -> Tensor:
-        size = (self._picture_size, self._picture_size)
-        return F.interpolate(to_planes(pictures, 3), size, mode="bilinear", antialias=True)
-
-    @torch.no_grad()
-    def _encode(self, images: Tensor) -> Tensor:
-        """Scaled mean latents `[B, V, C, h, w]` of pictures `[B, V, 4, H, W]`."""
-        params = self._params.autoencoder
-        planes = to_planes(images.flatten(0, 1), params.image_channels)
-        vae = self._autoencoder.vae
-        assert callable(vae.encode)
-        mean: Tensor = vae.encode(2 * planes - 1).latent_dist.mean * params.scaling_factor
-        return mean.reshape(*images.shape[:2], *mean.shape[1:])
-
-    @torch.no_grad()
-    def _decode(self, latents: Tensor) -> Tensor:
-        """Pictures `[B, V, 3, H, W]` on white."""
-        vae = self._autoencoder.vae
-        assert callable(vae.decode)
-        planes = vae.decode(latents.flatten(0, 1) / self._params.autoencoder.scaling_factor).sample
-        images = to_planes(from_planes((planes / 2 + 0.5).clamp(0, 1)), 3)
-        return images.reshape(*latents.shape[:2], *images.shape[1:])
-
-
-def centered(images: Tensor, borders: Tensor) -> Tensor:
-    """Pictures `[B, 4, H, W]` with the object in the middle and a border of the given share of the side, `[B]`.
-
-    The batched counterpart of what `maquette.picture` does; empty pictures stay as they are.
-    """
-    batch, _, height, width = images.shape
-    seen = images[:, 3] > _VISIBLE
-    windows = []
-    for axis, length in ((1, width), (2, height)):  # along x, then along y
-        line = seen.any(dim=axis)
-        index = torch.arange(length, device=images.device, dtype=images.dtype).expand(batch, -1)
-        first = torch.where(line, index, float(length)).amin(dim=1)
-        last = torch.where(line, index, -1.0).amax(dim=1)
-        empty = last < first
-        middle = torch.where(empty, torch.zeros_like(first), (first + last + 1) / length - 1)
-        half = torch.where(empty, torch.ones_like(first), (last - first + 1) / length)
-        windows.append((middle, half))
-    (center_x, half_x), (center_y, half_y) = windows
-    scale = torch.maximum(half_x, half_y) / (1 - borders)
-    scale = torch.where(seen.flatten(1).any(dim=1), scale, torch.ones_like(scale))
-    zero = torch.zeros_like(scale)
-    rows = [torch.stack([scale, zero, center_x], dim=1), torch.stack([zero, scale, center_y], dim=1)]
-    grid = F.affine_grid(torch.stack(rows, dim=1), [batch, 4, height, width], align_corners=False)
-    stacked = torch.cat([images[:, :3] * images[:, 3:], images[:, 3:]], dim=1)
-    moved = F.grid_sample(stacked, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    color = torch.where(moved[:, 3:] > 1e-4, moved[:, :3] / moved[:, 3:].clamp_min(1e-4), 0.0)
-    return torch.cat([color, moved[:, 3:]], dim=1).clamp(0, 1)
+        errors = (prediction - wanted).square().flatten(1).mean(dim=1)
+        metrics = {"error": errors.mean().detach(), "error_noisiest_fifth": errors[(4 * count) // 5 :].mean().detach()}
+        return ObjectiveResult(errors.mean(), metrics)

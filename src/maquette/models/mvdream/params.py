@@ -11,9 +11,6 @@ from typing import Literal
 
 from maquette.errors import InvalidInputError
 
-NUM_GROUPS = 32
-"""Groups of every group norm; block widths are multiples of it."""
-
 CAMERA_CHANNELS = 16
 """A camera is its pose matrix, flattened row by row."""
 
@@ -51,6 +48,8 @@ class UNetParams:
         head_channels: width of an attention head; divides the width of every level with attention.
         context_channels: width of the text tokens.
         resampler: adapter of the prompt picture; None if there is none (MVDream).
+        norm_groups: groups of every group norm; the widths of the levels are multiples of it.
+        concat_picture: shows every frame the latents of the prompt picture as further input channels as well.
 
     Raises:
         InvalidInputError: widths do not fit the group norms or the heads, or a level does not exist.
@@ -65,10 +64,16 @@ class UNetParams:
     head_channels: int = 64
     context_channels: int = 1024
     resampler: ResamplerParams | None = None
+    norm_groups: int = 32
+    concat_picture: bool = False
 
     def __post_init__(self) -> None:
-        if self.base_channels % NUM_GROUPS:
-            raise InvalidInputError(f"base_channels must be a multiple of {NUM_GROUPS}, got {self.base_channels}")
+        if self.base_channels % self.norm_groups:
+            raise InvalidInputError(
+                f"base_channels must be a multiple of norm_groups, {self.norm_groups}, got {self.base_channels}"
+            )
+        if self.concat_picture and self.resampler is None:
+            raise InvalidInputError("concat_picture needs a resampler: without one there is no picture")
         missing = [level for level in self.attention_levels if not 0 <= level < len(self.level_factors)]
         if missing:
             raise InvalidInputError(f"attention_levels {missing} do not exist, there are {len(self.level_factors)}")
@@ -150,6 +155,7 @@ class AutoencoderParams:
         latent_channels: of the latents.
         scaling_factor: the diffusion works on latents times this.
         image_channels: 3, or 4 for pictures with alpha (the colours over white, then alpha).
+        norm_groups: groups of every group norm; divides the width of every level.
     """
 
     level_channels: tuple[int, ...] = (128, 256, 512, 512)
@@ -157,6 +163,7 @@ class AutoencoderParams:
     latent_channels: int = 4
     scaling_factor: float = 0.18215
     image_channels: int = 3
+    norm_groups: int = 32
 
     @property
     def stride(self) -> int:
@@ -278,6 +285,8 @@ MVDREAM_MINI = MVDreamParams(
         head_channels=32,
         context_channels=128,
         resampler=ResamplerParams(in_channels=128, depth=1, num_heads=4, head_channels=32, mlp_ratio=2),
+        norm_groups=16,
+        concat_picture=True,
     ),
     text_encoder=TextEncoderParams(
         channels=128, mlp_channels=256, num_layers=4, num_heads=4, vocabulary=1536, num_tokens=32
@@ -286,7 +295,7 @@ MVDREAM_MINI = MVDreamParams(
         channels=128, mlp_channels=256, num_layers=4, num_heads=4, projection_channels=8, image_size=128, patch_size=16
     ),
     autoencoder=AutoencoderParams(
-        level_channels=(32, 64, 64, 64), num_res_blocks=1, scaling_factor=1.0, image_channels=4
+        level_channels=(32, 64, 64, 64), num_res_blocks=1, scaling_factor=1.0, image_channels=4, norm_groups=8
     ),
     noise=NoiseParams(prediction="v_prediction", from_pure_noise=True),
     picture_optional=True,

@@ -6,9 +6,11 @@ import itertools
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from maquette.errors import InvalidInputError, MissingDependencyError
 from maquette.models.mvdream.params import TextEncoderParams
@@ -34,6 +36,14 @@ def build_tokenizer(vocabulary_json: bytes, merges_text: bytes, params: TextEnco
         (Path(folder) / "vocab.json").write_bytes(vocabulary_json)
         (Path(folder) / "merges.txt").write_bytes(merges_text)
         return CLIPTokenizer.from_pretrained(folder, pad_token=params.pad_token, local_files_only=True)
+
+
+def token_ids(tokenizer: Any, texts: Sequence[str], params: TextEncoderParams) -> Tensor:
+    """Token ids `[B, num_tokens]` of sentences, cut or padded."""
+    ids: Tensor = tokenizer(
+        list(texts), padding="max_length", max_length=params.num_tokens, truncation=True, return_tensors="pt"
+    ).input_ids
+    return ids
 
 
 def letter_tokenizer(params: TextEncoderParams) -> tuple[bytes, bytes]:

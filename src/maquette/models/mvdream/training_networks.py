@@ -46,6 +46,12 @@ class LatentAutoencoder(nn.Module):
         latents = distribution.mean + distribution.std * noise
         return network.decode(latents).sample / 2 + 0.5, distribution.mean, distribution.logvar
 
+    def encode(self, planes: Tensor) -> Tensor:
+        """Means of the latents, unscaled, `[N, c, h, w]`."""
+        network: Any = self.vae
+        mean: Tensor = network.encode(2 * planes - 1).latent_dist.mean
+        return mean
+
 
 class ConditionalDenoiser(nn.Module):
     """U-Net, text encoder and picture encoder, trained together.

@@ -1,0 +1,93 @@
+#!/usr/bin/env bash
+# The training of mvdream-mini on a GPU machine that is lent in calls of ten minutes. Carry .whl (tyro and diffusers) and
+# .carry (assets.tar.xz). A first call renders the sides of the training objects and may compare options; a second starts
+# the training, which outlives its call; further calls wait for it and bring home weights, logs and pictures in $OUT.
+#   STAGE=compare benchmarks/device/train_mvdream_mini.sh "--lr 1e-3" "--lr 2e-3" ...   trains an auto-encoder on all GPUs
+#                       for AE_SECONDS, then the denoiser on one GPU each for COMPARE_SECONDS, measured on the validation
+#                       split
+#   STAGE=train benchmarks/device/train_mvdream_mini.sh     both stages; options for the denoiser as arguments
+#   STAGE=wait benchmarks/device/train_mvdream_mini.sh
+# Variables:
+#   AE_SECONDS, SECONDS_2  training time of the two stages: each one's cosine ends there
+#   AUTOENCODER, INIT      weights to take instead of the first stage, and to continue the second from
+#   COMPARE_SECONDS        training time of each comparison
+#   GPUS, BATCH_1, BATCH_2 processes, and objects of each per step
+#   LIMIT                  seconds after which this call has ended (calls end at 600)
+set -euo pipefail
+: "${OUT:?folder for results}" "${STAGE:?compare, train or wait}" "${GPUS:=4}" "${LIMIT:=585}" "${WORK:=/tmp/maquette}"
+: "${AE_SECONDS:=240}" "${SECONDS_2:=600}" "${COMPARE_SECONDS:=90}" "${BATCH_1:=24}" "${BATCH_2:=128}" "${SOURCE:=src}"
+: "${AUTOENCODER:=}" "${INIT:=}" "${VARIANTS:=8}"
+export PYTHONPATH="$SOURCE:/tmp/site" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=8 AE_SECONDS SECONDS_2 BATCH_1 BATCH_2 GPUS WORK
+export AUTOENCODER INIT HF_HUB_OFFLINE=1
+began=$(date +%s)
+mkdir -p "$WORK"
+if [ -d .whl ] && [ ! -d /tmp/site ]; then
+  python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target /tmp/site .whl/*.whl
+fi
+render() { # split plan
+  python3 -m maquette.cli data render .carry/assets.tar.xz -o "$WORK/$1-$2" --split "$1" --plan "$2" --no-geometry \
+    --workers $(($(nproc) * 3 / 4)) "${@:3}" 2>&1 | tail -c 200
+}
+if [ ! -f "$WORK/data.done" ]; then
+  nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
+  render train sides --variants "$VARIANTS"
+  render val standard
+  touch "$WORK/data.done"
+  cp "$WORK/train-sides/contact.png" "$OUT/"
+  echo "data ready after $(($(date +%s) - began)) s"
+fi
+cat > "$WORK/autoencoder.sh" <<'FIRST'
+set -e
+if [ -n "$AUTOENCODER" ]; then cp "$AUTOENCODER" "$WORK/autoencoder.safetensors"; exit 0; fi
+torchrun --standalone --nproc_per_node="$GPUS" -m maquette.cli train mvdream-mini-autoencoder --data "$WORK/train-sides" \
+  -o "$WORK/phase1" --batch-size "$BATCH_1" --steps 6000 --schedule-seconds "$AE_SECONDS" --channels-last \
+  --export "$WORK/autoencoder.safetensors" --save-every 100000 --picture-every 500 --log-every 50
+FIRST
+cat > "$WORK/train.sh" <<'PHASES'
+set -e
+bash "$WORK/autoencoder.sh"
+torchrun --standalone --nproc_per_node="$GPUS" -m maquette.cli train mvdream-mini --data "$WORK/train-sides" \
+  -o "$WORK/phase2" --autoencoder "$WORK/autoencoder.safetensors" --batch-size "$BATCH_2" --steps 20000 \
+  --schedule-seconds "$SECONDS_2" ${INIT:+--init-from "$INIT"} --channels-last \
+  --export "$WORK/mvdream-mini.safetensors" --save-every 100000 --picture-every 0 --log-every 100 "$@"
+python3 -m maquette.cli evaluate-views --model mvdream-mini --weights "$WORK/mvdream-mini.safetensors" \
+  --data "$WORK/val-standard" --split val -o "$WORK/val" --steps 5 10 20
+PHASES
+case "$STAGE" in
+  compare)
+    bash "$WORK/autoencoder.sh" > "$OUT/autoencoder.txt" 2>&1
+    tail -n 2 "$OUT/autoencoder.txt"
+    cp "$WORK/autoencoder.safetensors" "$OUT/"
+    number=0
+    for options in "$@"; do
+      export CUDA_VISIBLE_DEVICES=$number weights="$WORK/compare$number.safetensors"
+      # shellcheck disable=SC2086
+      { python3 -m maquette.cli train mvdream-mini --data "$WORK/train-sides" -o "$WORK/compare$number" \
+        --autoencoder "$WORK/autoencoder.safetensors" --batch-size "$BATCH_2" --steps 3000 --warmup-steps 100 \
+        --schedule-seconds "$COMPARE_SECONDS" --channels-last --export "$weights" --log-every 50 --picture-every 0 \
+        --save-every 100000 $options \
+        && python3 -m maquette.cli evaluate-views --model mvdream-mini --weights "$weights" \
+          --data "$WORK/val-standard" --split val --steps 10 --limit 64 -o "$WORK/compare$number/val"; } \
+        > "$OUT/compare$number.txt" 2>&1 &
+      number=$((number + 1))
+    done
+    wait
+    for file in "$OUT"/compare*.txt; do echo "$file"; tail -n 14 "$file"; done
+    ;;
+  train) setsid bash "$WORK/train.sh" "$@" > "$WORK/train.txt" 2>&1 < /dev/null & echo $! > "$WORK/pid" ;;&
+  train | wait)
+    while kill -0 "$(cat "$WORK/pid")" 2>/dev/null && [ $(($(date +%s) - began)) -lt "$LIMIT" ]; do sleep 2; done
+    tail -n 12 "$WORK/train.txt"
+    cp "$WORK/train.txt" "$OUT/"
+    for phase in phase1 phase2; do
+      [ ! -f "$WORK/$phase/log.jsonl" ] || cp "$WORK/$phase/log.jsonl" "$OUT/log-$phase.jsonl"
+    done
+    ls -t "$WORK"/phase1/pictures/*.png 2>/dev/null | head -n 1 | xargs -r -I{} cp {} "$OUT/autoencoder.png"
+    [ ! -f "$WORK/val/sheet.png" ] || cp "$WORK/val/sheet.png" "$OUT/"
+    # The best weights there are, for the case that the machine is lost before the end.
+    for file in mvdream-mini autoencoder; do
+      if [ -f "$WORK/$file.safetensors" ]; then cp "$WORK/$file.safetensors" "$OUT/"; break; fi
+    done
+    ;;
+esac
+echo "call took $(($(date +%s) - began)) s"
