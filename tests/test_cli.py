@@ -25,7 +25,7 @@ def nested_commands() -> list[list[str]]:
     """Every command line prefix that runs something: `["generate"]`, `["models", "list"]`, ..."""
     commands = []
     for verb in cli.VERBS:
-        module = importlib.import_module(f"maquette.cli.{verb}")
+        module = importlib.import_module(f"maquette.cli.{verb.replace('-', '_')}")
         nested = getattr(module, "COMMANDS", None)
         commands += [[verb]] if nested is None else [[verb, name] for name in nested]
     return commands
