@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maquette.nn.group_norm import GroupNorm
+
 MLP_RATIO = 4
 
 
@@ -112,7 +114,7 @@ class MultiViewTransformer(nn.Module):
         self, channels: int, context_channels: int, head_channels: int, *, with_picture: bool, norm_groups: int
     ) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
+        self.norm = GroupNorm(norm_groups, channels, eps=1e-6)
         self.proj_in = nn.Linear(channels, channels)
         self.transformer_blocks = nn.ModuleList(
             [TransformerBlock(channels, context_channels, head_channels, with_picture=with_picture)]

@@ -73,12 +73,14 @@ def untrained_pipeline(
     dtype: torch.dtype | None = None,
     offload: bool = False,
     attention_slicing: bool = False,
+    cuda_graphs: bool = False,
 ) -> MultiViewPipeline:
     """A pipeline with fresh weights (torch's global generator) and a tokenizer of single letters; shows noise.
 
     Args:
         params: what to build.
-        device, dtype, offload, attention_slicing: see `MultiViewPipeline`; weights are drawn on the device.
+        device, dtype, offload, attention_slicing, cuda_graphs: see `MultiViewPipeline`; weights are drawn on the
+            device.
 
     Raises:
         MissingDependencyError: diffusers or transformers is not installed.
@@ -93,6 +95,7 @@ def untrained_pipeline(
         dtype=dtype,
         offload=offload,
         attention_slicing=attention_slicing,
+        cuda_graphs=cuda_graphs,
     )
 
 

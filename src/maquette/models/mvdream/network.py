@@ -12,6 +12,7 @@ from maquette.errors import InvalidInputError
 from maquette.models.mvdream.attention import Attention, MultiViewTransformer
 from maquette.models.mvdream.params import CAMERA_CHANNELS, UNetParams
 from maquette.models.mvdream.resampler import Resampler
+from maquette.nn.group_norm import GroupNorm
 
 _MAX_PERIOD = 10_000.0
 
@@ -33,11 +34,11 @@ class ResBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, embedding_channels: int, norm_groups: int) -> None:
         super().__init__()
         self.in_layers = nn.Sequential(
-            nn.GroupNorm(norm_groups, in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)
+            GroupNorm(norm_groups, in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)
         )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding_channels, out_channels))
         self.out_layers = nn.Sequential(
-            nn.GroupNorm(norm_groups, out_channels),
+            GroupNorm(norm_groups, out_channels),
             nn.SiLU(),
             nn.Identity(),
             nn.Conv2d(out_channels, out_channels, 3, padding=1),
@@ -119,7 +120,7 @@ class MultiViewUNet(nn.Module):
         self.output_blocks = nn.ModuleList()
         self._build_up(skips)
         self.out = nn.Sequential(
-            nn.GroupNorm(params.norm_groups, params.base_channels),
+            GroupNorm(params.norm_groups, params.base_channels),
             nn.SiLU(),
             nn.Conv2d(params.base_channels, params.out_channels, 3, padding=1),
         )

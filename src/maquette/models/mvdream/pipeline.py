@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from maquette.errors import InvalidInputError
 from maquette.models.mvdream.cameras import camera_conditions
 from maquette.models.mvdream.encoders import LatentCodec, PictureEncoder, TextEncoder, to_planes
+from maquette.models.mvdream.graphs import GraphedCall
 from maquette.models.mvdream.network import MultiViewUNet
 from maquette.models.mvdream.params import MVDreamParams
 from maquette.models.mvdream.sampling import Sampler, guided, sample_latents
@@ -75,6 +76,7 @@ class MultiViewPipeline:
         dtype: torch.dtype | None = None,
         offload: bool = False,
         attention_slicing: bool = False,
+        cuda_graphs: bool = False,
     ) -> None:
         """Puts the networks in place.
 
@@ -85,8 +87,13 @@ class MultiViewPipeline:
             dtype: of the weights; None is float32 on the CPU and float16 elsewhere. Sampling is always in float32.
             offload: keeps each network in the CPU's memory while another one computes.
             attention_slicing: computes attention in slices; slower, needs less memory.
+            cuda_graphs: records the U-Net once on the GPU and replays it; the first object takes longer, the others
+                are faster. Not together with `offload`.
         """
         self.params, self.parts = params, parts
+        self._graphs: dict[int, GraphedCall] | None = None
+        if cuda_graphs and torch.device(device).type == "cuda" and not offload:
+            self._graphs = {}
         self.device = torch.device(device)
         self._offload = offload and self.device.type != "cpu"
         self._dtype = dtype or (torch.float32 if self.device.type == "cpu" else torch.float16)
@@ -223,15 +230,8 @@ class MultiViewPipeline:
         start = torch.randn(1, params.num_frames, params.unet.in_channels, size, size, generator=generator)
 
         def predict(latents: Tensor, timestep: Tensor) -> Tensor:
-            prediction: Tensor = self.parts.unet(
-                latents.expand(rows, -1, -1, -1, -1),
-                timestep.expand(rows),
-                conditions.cameras,
-                conditions.text,
-                conditions.picture,
-                conditions.picture_latents,
-            )
-            prediction = prediction.float()
+            given = (latents.expand(rows, -1, -1, -1, -1), timestep.expand(rows), conditions.cameras, conditions.text)
+            prediction = self._predict((*given, conditions.picture, conditions.picture_latents), rows).float()
             return prediction if rows == 1 else guided(prediction[:1], prediction[1:], guidance)
 
         with self._in_place(self.parts.unet):
@@ -245,6 +245,16 @@ class MultiViewPipeline:
                 generator=generator,
                 progress=progress,
             )
+
+    def _predict(self, inputs: tuple[Tensor | None, ...], rows: int) -> Tensor:
+        """The U-Net's output, replayed if there are graphs."""
+        present = tuple(value for value in inputs if value is not None)
+        if self._graphs is None:
+            result: Tensor = self.parts.unet(*present)
+            return result
+        if rows not in self._graphs:
+            self._graphs[rows] = GraphedCall(self.parts.unet, present)
+        return self._graphs[rows](*present)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures `[B, V, 3|4, S, S]` of latents `[B, F, C, h, w]`, front first."""

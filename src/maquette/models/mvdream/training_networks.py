@@ -20,6 +20,7 @@ from maquette.models.mvdream.encoders import (
 )
 from maquette.models.mvdream.network import MultiViewUNet
 from maquette.models.mvdream.params import AutoencoderParams, MVDreamParams
+from maquette.nn.group_norm import with_half_norms
 
 
 class LatentAutoencoder(nn.Module):
@@ -32,7 +33,7 @@ class LatentAutoencoder(nn.Module):
     def __init__(self, params: AutoencoderParams) -> None:
         super().__init__()
         self.params = params
-        self.vae = build_autoencoder_network(params)
+        self.vae = with_half_norms(build_autoencoder_network(params))
 
     def forward(self, planes: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Reconstruction, and mean and logarithm of the variance of the latents.
