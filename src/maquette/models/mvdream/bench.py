@@ -184,9 +184,9 @@ def _ordered(network: nn.Module, channels_last: bool) -> None:
 def markdown(results: list[VariantTimes], where: dict[str, str], steps: int, guidance: float) -> str:
     """The stages as a Markdown table."""
     lines = [
-        f"One picture to Gaussians, {steps} steps of ImageDream with guidance {guidance:g}, then LGM big, random weights",
-        f"of the official sizes, fp16: {where['device']}, torch {where['torch']}, maquette {where['commit'][:12]}, "
-        f"{where['date']}. Median seconds; the paper's figure is 5 s (on another card).",
+        f"One picture to Gaussians, {steps} steps of ImageDream with guidance {guidance:g}, then LGM big,",
+        f"random weights of the official sizes, fp16: {where['device']}, torch {where['torch']}, maquette "
+        f"{where['commit'][:12]}, {where['date']}. Median seconds; the paper's figure is 5 s (on another card).",
         "",
         "| way | " + " | ".join(STAGES) + " | total | peak GiB |",
         "| --- |" + " ---: |" * (len(STAGES) + 2),
