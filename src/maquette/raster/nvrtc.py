@@ -1,7 +1,8 @@
 """CUDA C++ kernels without a build step: compiled by NVRTC at first use, kept as cubins on disk, launched on
 torch's current stream.
 
-Sources are the `*.cu` files beside this module (headers: `*.cuh`, included by quotes). They must not include CUDA
+Sources are the `*.cu` files beside this module or given by path (headers: `*.cuh` beside this module, included by
+quotes). They must not include CUDA
 headers, because an NVRTC wheel carries none, and every kernel is `extern "C"`. A cubin is keyed by the text of the
 source and of all headers, the target architecture, the macros and the NVRTC version, so a stale one is never used.
 It lies under `cubins` in maquette's cache folder (`$MAQUETTE_CACHE`); where that cannot be written, kernels are
@@ -39,8 +40,8 @@ MIN_COMPUTE_CAPABILITY = (8, 0)
 _SOURCE_FOLDER = Path(__file__).parent
 _LOG = logging.getLogger(__name__)
 _LOCK = threading.RLock()
-_MODULES: dict[tuple[str, str, tuple[str, ...]], Any] = {}
-_KERNELS: dict[tuple[str, str, tuple[str, ...], tuple[str, ...]], dict[str, Kernel]] = {}
+_MODULES: dict[tuple[str, str | Path, tuple[str, ...]], Any] = {}
+_KERNELS: dict[tuple[str, str | Path, tuple[str, ...], tuple[str, ...]], dict[str, Kernel]] = {}
 _ARCHS: dict[int, str] = {}
 _STREAMS: dict[tuple[int, int], Stream] = {}
 _CONFIGS: dict[tuple[tuple[int, ...], tuple[int, ...], int], LaunchConfig] = {}
@@ -68,11 +69,11 @@ def require_nvrtc() -> None:
         ) from error
 
 
-def compile_cubin(source_name: str, arch: str, options: Sequence[str] = ()) -> bytes:
+def compile_cubin(source_name: str | Path, arch: str, options: Sequence[str] = ()) -> bytes:
     """Compiles one source to machine code, from the disk cache when it is there. Needs no GPU.
 
     Args:
-        source_name: file name beside this module, such as `"gaussian_blend.cu"`.
+        source_name: file name beside this module, such as `"gaussian_blend.cu"`, or the path of a source elsewhere.
         arch: target such as `"sm_90"`.
         options: macros, each `"NAME"` or `"NAME=VALUE"`.
 
@@ -92,11 +93,13 @@ def compile_cubin(source_name: str, arch: str, options: Sequence[str] = ()) -> b
     return cubin
 
 
-def load_kernels(source_name: str, kernel_names: Sequence[str], options: Sequence[str] = ()) -> dict[str, Kernel]:
+def load_kernels(
+    source_name: str | Path, kernel_names: Sequence[str], options: Sequence[str] = ()
+) -> dict[str, Kernel]:
     """Kernels of one source for the current CUDA device, compiled at first use.
 
     Args:
-        source_name: file name beside this module.
+        source_name: as for `compile_cubin`.
         kernel_names: `extern "C"` functions of that source.
         options: macros, each `"NAME"` or `"NAME=VALUE"`.
 
@@ -195,16 +198,16 @@ def _current_arch() -> str:
     return _ARCHS[index]
 
 
-def _load_module(source_name: str, arch: str, options: tuple[str, ...]) -> Any:
+def _load_module(source_name: str | Path, arch: str, options: tuple[str, ...]) -> Any:
     key = (source_name, arch, options)
     if key not in _MODULES:
         cubin = compile_cubin(source_name, arch, options)
         torch.cuda.current_stream()  # creates the context that the module is loaded into
-        _MODULES[key] = _cuda_core().ObjectCode.from_cubin(cubin, name=source_name)
+        _MODULES[key] = _cuda_core().ObjectCode.from_cubin(cubin, name=Path(source_name).name)
     return _MODULES[key]
 
 
-def _cache_key(source_name: str, arch: str, options: Sequence[str]) -> str:
+def _cache_key(source_name: str | Path, arch: str, options: Sequence[str]) -> str:
     from cuda.bindings import nvrtc
 
     digest = hashlib.sha256()
@@ -215,15 +218,16 @@ def _cache_key(source_name: str, arch: str, options: Sequence[str]) -> str:
     return digest.hexdigest()[:24]
 
 
-def _source_path(source_name: str) -> Path:
+def _source_path(source_name: str | Path) -> Path:
     path = _SOURCE_FOLDER / source_name
-    if path.suffix != ".cu" or path.parent != _SOURCE_FOLDER or not path.is_file():
+    elsewhere = isinstance(source_name, Path) and source_name.is_absolute()
+    if path.suffix != ".cu" or not (elsewhere or path.parent == _SOURCE_FOLDER) or not path.is_file():
         known = sorted(p.name for p in _SOURCE_FOLDER.glob("*.cu"))
         raise UnsupportedError(f"no kernel source named {source_name!r}; there are: {', '.join(known)}")
     return path
 
 
-def _compile(source_name: str, arch: str, options: Sequence[str]) -> bytes:
+def _compile(source_name: str | Path, arch: str, options: Sequence[str]) -> bytes:
     from cuda.core import Program, ProgramOptions
 
     macros: list[str | tuple[str, str]] = []
@@ -231,7 +235,7 @@ def _compile(source_name: str, arch: str, options: Sequence[str]) -> bytes:
         name, equals, value = option.partition("=")
         macros.append((name, value) if equals else name)
     settings = ProgramOptions(
-        name=source_name,
+        name=Path(source_name).name,
         arch=arch,
         std="c++17",
         define_macro=macros or None,
@@ -241,7 +245,7 @@ def _compile(source_name: str, arch: str, options: Sequence[str]) -> bytes:
     try:
         code = program.compile("cubin").code
     except Exception as error:  # cuda-core has no public type for compiler errors
-        raise UnsupportedError(f"NVRTC could not compile {source_name} for {arch}: {error}") from error
+        raise UnsupportedError(f"NVRTC could not compile {Path(source_name).name} for {arch}: {error}") from error
     finally:
         program.close()
     return code if isinstance(code, bytes) else code.encode("latin-1")
