@@ -57,13 +57,14 @@ def test_values_match_an_independent_loop(shape: tuple[int, int, int, int], back
     assert np.abs(got - wanted).max() < 1e-5 * max(1.0, np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_gradients_match_finite_differences(backend: str) -> None:
+def test_reference_gradients_match_finite_differences() -> None:
     values = case(2, 3, 6, 2)
-    assert torch.autograd.gradcheck(lambda *v: run(dict(zip(NAMES, v, strict=True)), backend), tuple(values.values()))
+    assert torch.autograd.gradcheck(
+        lambda *v: run(dict(zip(NAMES, v, strict=True)), "reference"), tuple(values.values())
+    )
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 11, 129, 5), (1, 9, 300, 16), (1, 2, 20_000, 4)])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 11, 129, 5), (1, 9, 300, 16), (1, 2, 20_000, 4), (1, 3, 40, 33)])
 def test_cpu_gradients_match_the_reference_in_float64(shape: tuple[int, int, int, int]) -> None:
     exact, single = case(*shape), case(*shape, dtype=torch.float32)
     upstream = torch.randn(shape[:3], generator=torch.Generator().manual_seed(5), dtype=torch.float64)

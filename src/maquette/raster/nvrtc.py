@@ -199,7 +199,7 @@ def _current_arch() -> str:
 
 
 def _load_module(source_name: str | Path, arch: str, options: tuple[str, ...]) -> Any:
-    key = (source_name, arch, options)
+    key = (arch, source_name, options)
     if key not in _MODULES:
         cubin = compile_cubin(source_name, arch, options)
         torch.cuda.current_stream()  # creates the context that the module is loaded into

@@ -44,7 +44,7 @@ def selective_scan(
         delta_bias: added to `delta`, `[D]`.
         delta_softplus: whether step sizes are softplus(delta + bias).
         backend: "cuda" (fused, on a GPU: float32, bfloat16 and float16, N up to 64; fastest where channels are dense in
-            memory), "cpu" (Numba: float32 and float64 on the CPU) or "reference" (torch). None chooses by device, and
+            memory), "cpu" (Numba: float32 on the CPU) or "reference" (torch). None chooses by device, and
             "reference" where that backend cannot take the tensors.
 
     Tensors over D only (`decay`, `skip`, `delta_bias`) may be float32 beside half-precision sequences, which are
@@ -93,10 +93,9 @@ def _backend(wanted: str | None, inputs: Tensor, size: int) -> str:
         return "cpu" if device == "cpu" and dtype == torch.float32 else "reference"
     if wanted not in BACKENDS:
         raise InvalidInputError(f"unknown backend {wanted!r}; choose one of {', '.join(BACKENDS)}")
-    if wanted == "cpu" and (device != "cpu" or inputs.element_size() < 4):
+    if wanted == "cpu" and (device != "cpu" or dtype != torch.float32):
         raise InvalidInputError(
-            f"backend 'cpu' takes float32 or float64 on the CPU, got {dtype} on {inputs.device}; "
-            "use backend='reference'"
+            f"backend 'cpu' takes float32 on the CPU, got {dtype} on {inputs.device}; use backend='reference'"
         )
     if wanted == "cuda" and (device != "cuda" or dtype not in cuda.DTYPES or size > cuda.MAX_STATES):
         raise InvalidInputError(
