@@ -11,6 +11,7 @@ from maquette.models.mvdream.loading import untrained_pipeline
 from maquette.models.mvdream.params import (
     AutoencoderParams,
     MVDreamParams,
+    NoiseParams,
     PictureEncoderParams,
     ResamplerParams,
     TextEncoderParams,
@@ -42,6 +43,19 @@ TINY_IMAGEDREAM = dataclasses.replace(
     ),
     front_view=1,
 )
+TINY_MINI = dataclasses.replace(
+    TINY_IMAGEDREAM,
+    name="tiny-mini",
+    unet=dataclasses.replace(TINY_IMAGEDREAM.unet, concat_picture=True),
+    autoencoder=AutoencoderParams(
+        level_channels=(32, 32, 32), num_res_blocks=1, scaling_factor=1.0, image_channels=4, latent_channels=4
+    ),
+    text_encoder=dataclasses.replace(TINY_IMAGEDREAM.text_encoder, num_tokens=16),
+    noise=NoiseParams(prediction="v_prediction", from_pure_noise=True),
+    front_view=0,
+    picture_optional=True,
+)
+"""Of the make of `mvdream-mini`: sentence or picture, views with alpha."""
 
 
 def random_pipeline(params: MVDreamParams, **options: Any) -> MultiViewPipeline:

@@ -32,7 +32,7 @@ def nested_commands() -> list[list[str]]:
 
 
 def arguments_type(command: list[str]) -> type:
-    module = importlib.import_module(f"maquette.cli.{command[0]}")
+    module = importlib.import_module(f"maquette.cli.{command[0].replace('-', '_')}")
     found: type = module.Args if len(command) == 1 else module.COMMANDS[command[1]][0]
     return found
 
@@ -92,8 +92,8 @@ def test_unknown_verbs_list_the_valid_ones(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_wrong_arguments_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["generate"]) == 2
-    assert "VIEWS_DIR" in capsys.readouterr().err
+    assert cli.main(["generate"]) == 1
+    assert "folder of views" in capsys.readouterr().err
     assert cli.main(["generate", "folder", "--frames", "many"]) == 2
     assert cli.main(["generate", "folder", "--no-such-option"]) == 2
 

@@ -19,7 +19,7 @@ from maquette.models.mvdream.encoders import from_planes, to_planes
 from maquette.models.mvdream.loading import load_pipeline
 from maquette.models.mvdream.objective import AutoencoderObjective, DenoisingBatch, DenoisingObjective
 from maquette.models.mvdream.official import MERGES, VOCABULARY, build_components
-from maquette.models.mvdream.params import MVDREAM_MINI, AutoencoderParams, NoiseParams
+from maquette.models.mvdream.params import MVDREAM_MINI, NoiseParams
 from maquette.models.mvdream.sampling import build_scheduler
 from maquette.models.mvdream.tokenizer import build_tokenizer, letter_tokenizer, trained_tokenizer
 from maquette.models.mvdream.training_networks import ConditionalDenoiser, LatentAutoencoder
@@ -31,21 +31,10 @@ from maquette.training.step import AutocastNetwork
 from maquette.training.tasks import autoencoder_task, build_task, denoiser_task
 from maquette.views import Views
 from maquette.weights import load_strictly, read_weights
-from mvdream_stand_ins import TINY_IMAGEDREAM, TINY_MVDREAM
+from mvdream_stand_ins import TINY_MINI, TINY_MVDREAM
 
 SIZE = 32
-TINY = dataclasses.replace(
-    TINY_IMAGEDREAM,
-    name="tiny-mini",
-    autoencoder=AutoencoderParams(
-        level_channels=(32, 32, 32), num_res_blocks=1, scaling_factor=1.0, image_channels=4, latent_channels=4
-    ),
-    text_encoder=dataclasses.replace(TINY_IMAGEDREAM.text_encoder, num_tokens=16),
-    noise=NoiseParams(prediction="v_prediction", from_pure_noise=True),
-    front_view=0,
-    picture_optional=True,
-)
-TINY = dataclasses.replace(TINY, unet=dataclasses.replace(TINY.unet, concat_picture=True))
+TINY = TINY_MINI
 CAPTIONS = ("red ball", "blue tower")
 
 

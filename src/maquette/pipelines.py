@@ -105,8 +105,8 @@ def generate(
         WeightsError: the model's weights are missing or broken.
     """
     formats = _checked_formats(formats.split(",") if isinstance(formats, str) else formats)
-    name = _checked_name(name if name is not None else _default_name(views))
-    folder, place = _output_folder(output), choose_device(device)
+    name = plain_name(name if name is not None else _default_name(views))
+    folder, place = output_folder(output), choose_device(device)
     stages = Stages(progress)
     with stages.run("read"):
         given = _picked(views, pick) if isinstance(views, Views) else read_views(views, frames=pick)
@@ -285,14 +285,23 @@ def _default_name(views: str | Path | Views) -> str:
     return path.parent.name if path.suffix == ".json" else path.name
 
 
-def _checked_name(name: str) -> str:
+def plain_name(name: str) -> str:
+    """The name of files, after checking that it is one.
+
+    Raises:
+        InvalidInputError: it is empty or names a folder.
+    """
     if not name or Path(name).name != name or name in (".", ".."):
         raise InvalidInputError(f"name must be a plain file name without folders, got {name!r}")
     return name
 
 
-def _output_folder(output: str | Path) -> Path:
-    """The folder, which need not exist, after checking that it can be written: before minutes of work, not after."""
+def output_folder(output: str | Path) -> Path:
+    """The folder, which need not exist, after checking that it can be written: before minutes of work, not after.
+
+    Raises:
+        InvalidInputError: it cannot be made or written.
+    """
     folder = Path(output)
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
     if not existing.is_dir():

@@ -28,7 +28,7 @@ import maquette
 from maquette.errors import MaquetteError
 
 VERBS: dict[str, str] = {
-    "generate": "Posed pictures of an object to Gaussians, mesh, turntable and contact sheet.",
+    "generate": "Pictures of an object, or a sentence, to Gaussians, mesh, turntable and contact sheet.",
     "render": "A .ply, .splat or .glb file to a picture, a contact sheet or a turntable video.",
     "convert": "One 3D file format to another.",
     "refine": "A mesh moved until its normals match given normal maps.",

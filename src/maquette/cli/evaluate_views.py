@@ -135,7 +135,7 @@ def _with_bar(
 
 def _answer(generator: Any, steps: int, guidance: float, seed: int) -> Any:
     """See `maquette.evaluation.generation.Answer`."""
-    from maquette.evaluation.generation import with_alpha
+    from maquette.generation import with_alpha
 
     def answer(front: torch.Tensor, index: int) -> torch.Tensor:
         return with_alpha(generator("", front, seed=seed + index, steps=steps, guidance=guidance)[0])

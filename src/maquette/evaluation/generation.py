@@ -23,7 +23,6 @@ Answer = Callable[[Tensor, int], Tensor]
 """The front view of object i, RGBA `[4, H, W]`, and i, to its four sides, RGBA `[4, 4, H, W]`."""
 
 _NEAREST_SIZE = 64
-_WHITE_MARGIN = 0.04
 
 
 @dataclass(frozen=True)
@@ -130,18 +129,6 @@ def _sized(images: Tensor, size: int) -> Tensor:
     if images.shape[-1] == size:
         return images
     return F.interpolate(images, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
-
-
-def with_alpha(images: Tensor) -> Tensor:
-    """RGBA `[..., 4, H, W]` of generated views.
-
-    Models whose auto-encoder knows alpha give it; for others, which draw on white, everything whose darkest channel is
-    not nearly white (0.96) belongs to the object.
-    """
-    if images.shape[-3] == 4:
-        return images
-    alpha = (images.amin(dim=-3, keepdim=True) < 1 - _WHITE_MARGIN).to(images.dtype)
-    return torch.cat([images, alpha], dim=-3)
 
 
 def repeat_front(front: Tensor, _: int) -> Tensor:

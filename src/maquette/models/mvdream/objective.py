@@ -22,12 +22,14 @@ class AutoencoderObjective:
 
     Attributes:
         params: of the auto-encoder.
+        object_weight: how much more the pixels of the object count than those around it.
         lambda_ssim: weight of 1 - multi-scale SSIM.
         lambda_kl: weight of the divergence of the latents from a standard normal, per value.
         lambda_scale: weight of the distance of their mean square from 1, so that diffusion needs no other scale.
     """
 
     params: AutoencoderParams
+    object_weight: float = 3.0
     lambda_ssim: float = 0.2
     lambda_kl: float = 1e-4
     lambda_scale: float = 0.05
@@ -44,7 +46,8 @@ class AutoencoderObjective:
         if training:
             noise.normal_(generator=generator)
         rebuilt, mean, log_variance = network(planes, noise)
-        difference = (rebuilt - planes).abs().mean()
+        weights = 1.0 if planes.shape[1] == 3 else 1 + self.object_weight * planes[:, 3:]
+        difference = ((rebuilt - planes).abs() * weights).mean()
         similarity = multi_scale_ssim(rebuilt[:, :3].clamp(0, 1), planes[:, :3]).mean()
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         power = mean.square().mean()

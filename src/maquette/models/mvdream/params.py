@@ -206,6 +206,7 @@ class MVDreamParams:
         image_size: side of the square pictures, px.
         num_views: pictures per object, at azimuths 0, 90, 180, 270 of the model's own world.
         front_view: which of them shows the front.
+        picture_border: share of the side of a prompt picture that is left free around the object.
         picture_optional: whether a model with a picture encoder was also trained without pictures.
         default_steps, default_guidance: of the official examples.
 
@@ -222,6 +223,7 @@ class MVDreamParams:
     image_size: int = 256
     num_views: int = 4
     front_view: int = 0
+    picture_border: float = 0.2
     picture_optional: bool = False
     default_steps: int = 30
     default_guidance: float = 7.5
@@ -298,6 +300,7 @@ MVDREAM_MINI = MVDreamParams(
         level_channels=(32, 64, 64, 64), num_res_blocks=1, scaling_factor=1.0, image_channels=4, norm_groups=8
     ),
     noise=NoiseParams(prediction="v_prediction", from_pure_noise=True),
+    picture_border=0.3,
     picture_optional=True,
     default_steps=20,
     default_guidance=3.0,

@@ -22,6 +22,8 @@ from maquette.models.mvdream.network import MultiViewUNet
 from maquette.models.mvdream.params import AutoencoderParams, MVDreamParams
 from maquette.nn.group_norm import with_half_norms
 
+_FIRST_LOG_VARIANCE = -6.0
+
 
 class LatentAutoencoder(nn.Module):
     """The auto-encoder from pictures to latents and back.
@@ -34,6 +36,9 @@ class LatentAutoencoder(nn.Module):
         super().__init__()
         self.params = params
         self.vae = with_half_norms(build_autoencoder_network(params))
+        moments: Any = self.vae.quant_conv
+        with torch.no_grad():  # starts with latents that are hardly blurred
+            moments.bias[params.latent_channels :].fill_(_FIRST_LOG_VARIANCE)
 
     def forward(self, planes: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Reconstruction, and mean and logarithm of the variance of the latents.
