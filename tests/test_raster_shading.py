@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-import trimesh
 from torch import Tensor
 from torch.nn import functional
 
 from maquette.cameras import Cameras
-from maquette.errors import InvalidInputError
-from maquette.raster.mesh import rasterize_mesh
+from maquette.errors import InvalidInputError, UnsupportedError
+from maquette.raster.mesh import MeshFragments, rasterize_mesh
 from maquette.raster.shading import (
     antialias,
     face_neighbors,
@@ -23,10 +22,26 @@ from maquette.raster.shading import (
 )
 
 
-def ball(subdivisions: int = 2) -> tuple[Tensor, Tensor]:
-    shape = trimesh.creation.icosphere(subdivisions=subdivisions, radius=0.4)
-    stretch = torch.tensor([1.0, 1.3, 0.7], dtype=torch.float64)
-    return torch.tensor(shape.vertices) * stretch, torch.tensor(shape.faces, dtype=torch.int64)
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def ball(subdivisions: int = 2, device: str = "cpu") -> tuple[Tensor, Tensor]:
+    """An ellipsoid of an octahedron's triangles, cut in four again and again."""
+    points = torch.tensor([[1.0, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]], dtype=torch.float64)
+    faces = torch.tensor([[0, 2, 4], [2, 1, 4], [1, 3, 4], [3, 0, 4], [2, 0, 5], [1, 2, 5], [3, 1, 5], [0, 3, 5]])
+    for _ in range(subdivisions + 1):
+        corners = points[faces]
+        middles = functional.normalize(corners + corners.roll(-1, dims=1), dim=2)
+        (a, b, c), (p, q, r) = corners.unbind(1), middles.unbind(1)
+        triangles = torch.cat([torch.stack(t, 1) for t in ((a, p, r), (p, b, q), (r, q, c), (p, q, r))])
+        _, index = torch.unique((triangles.reshape(-1, 3) * 1e9).round().long(), dim=0, return_inverse=True)
+        points = torch.zeros(int(index.max()) + 1, 3, dtype=torch.float64).index_copy(
+            0, index, triangles.reshape(-1, 3)
+        )
+        faces = index.reshape(-1, 3)
+    return (points * 0.4 * torch.tensor([1.0, 1.3, 0.7])).to(device), faces.to(device)
 
 
 def coverage(vertices: Tensor, faces: Tensor, cameras: Cameras) -> Tensor:
@@ -35,7 +50,7 @@ def coverage(vertices: Tensor, faces: Tensor, cameras: Cameras) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_cpu_agrees_with_the_reference(dtype: torch.dtype) -> None:
+def test_fast_backends_agree_with_the_reference(dtype: torch.dtype, device: str) -> None:
     vertices, faces = ball()
     cameras = Cameras.orbit([0.0, 40, 100], [10.0, -20, 30], height=40, width=48)
     fragments = rasterize_mesh(vertices, faces, cameras)
@@ -43,34 +58,38 @@ def test_cpu_agrees_with_the_reference(dtype: torch.dtype) -> None:
     uvs, texture = torch.rand(len(vertices), 2, generator=generator), torch.rand(16, 8, 3, generator=generator)
     factors = torch.rand(3, 40, 48, 3, generator=generator)
     results = []
-    for backend, kind in (("reference", torch.float64), ("cpu", dtype)):
-        inputs = [value.to(kind).clone().requires_grad_() for value in (vertices, uvs, texture)]
+    for backend, kind, where in (("reference", torch.float64, "cpu"), (None, dtype, device)):
+        inputs = [value.to(where, kind).clone().requires_grad_() for value in (vertices, uvs, texture)]
         points, coordinates, texels = inputs
-        weights = surface_weights(points, faces, cameras, fragments, backend=backend)  # type: ignore[arg-type]
-        where = interpolate(coordinates, faces, fragments.triangle_id, weights, backend=backend)  # type: ignore[arg-type]
-        levels = texture_levels(points, faces, coordinates, cameras, fragments, (16, 8))
+        triangles, seen_from = faces.to(where), cameras.to(where)
+        shown = MeshFragments(
+            fragments.triangle_id.to(where), fragments.barycentrics.to(where), fragments.depth.to(where)
+        )
+        weights = surface_weights(points, triangles, seen_from, shown, backend=backend)  # type: ignore[arg-type]
+        place = interpolate(coordinates, triangles, shown.triangle_id, weights, backend=backend)  # type: ignore[arg-type]
+        levels = texture_levels(points, triangles, coordinates, seen_from, shown, (16, 8))
         assert float(levels.max()) > 1
-        color = sample_texture(texels, where, levels, backend=backend)  # type: ignore[arg-type]
-        picture = torch.where((fragments.triangle_id >= 0)[..., None], color, torch.ones((), dtype=kind))
-        drawn = antialias(picture, points, faces, cameras, fragments, backend=backend)  # type: ignore[arg-type]
-        torch.autograd.backward((drawn * factors.to(kind)).sum())
+        color = sample_texture(texels, place, levels, backend=backend)  # type: ignore[arg-type]
+        picture = torch.where((shown.triangle_id >= 0)[..., None], color, torch.ones((), dtype=kind, device=where))
+        drawn = antialias(picture, points, triangles, seen_from, shown, backend=backend)  # type: ignore[arg-type]
+        torch.autograd.backward((drawn * factors.to(where, kind)).sum())
         results.append([weights.detach(), drawn.detach(), *(value.grad for value in inputs)])
     for wanted, got in zip(*results, strict=True):
         assert wanted is not None and got is not None
         scale = float(wanted.abs().max())
         assert scale > 0
         tolerance = 1e-11 if dtype == torch.float64 else 3e-6
-        assert float((got.double() - wanted).abs().max()) < tolerance * scale
+        assert float((got.cpu().double() - wanted).abs().max()) < tolerance * scale
 
 
-def test_weights_are_those_of_the_rasterizer_and_move_with_the_vertices() -> None:
-    vertices, faces = ball()
-    cameras = Cameras.orbit([30.0], height=32, width=32).to(torch.float64)
+def test_weights_are_those_of_the_rasterizer_and_move_with_the_vertices(device: str) -> None:
+    vertices, faces = ball(device=device)
+    cameras = Cameras.orbit([30.0], height=32, width=32).to(device).to(torch.float64)
     fragments = rasterize_mesh(vertices, faces, cameras)
     weights = surface_weights(vertices, faces, cameras, fragments)
     torch.testing.assert_close(weights.float(), fragments.barycentrics, atol=1e-6, rtol=0)
-    factors = torch.rand(weights.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    direction = torch.randn(vertices.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    factors = torch.rand(weights.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(device)
+    direction = torch.randn(vertices.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(device)
 
     def total(shift: float) -> Tensor:
         return (surface_weights(vertices + shift * direction, faces, cameras, fragments) * factors).sum()
@@ -82,16 +101,16 @@ def test_weights_are_those_of_the_rasterizer_and_move_with_the_vertices() -> Non
     assert float((moved.grad * direction).sum()) == pytest.approx(float(numeric), rel=1e-6)
 
 
-def test_texture_is_what_grid_sample_gives_and_wraps() -> None:
+def test_texture_is_what_grid_sample_gives_and_wraps(device: str) -> None:
     generator = torch.Generator().manual_seed(0)
-    texture = torch.rand(6, 5, 2, generator=generator, dtype=torch.float64)
-    uvs = torch.rand(200, 2, generator=generator, dtype=torch.float64) * 0.6 + 0.2
+    texture = torch.rand(6, 5, 2, generator=generator, dtype=torch.float64).to(device)
+    uvs = (torch.rand(200, 2, generator=generator, dtype=torch.float64) * 0.6 + 0.2).to(device)
     sampled = sample_texture(texture, uvs)
     grid = (uvs * 2 - 1)[None, None]
     oracle = functional.grid_sample(texture.permute(2, 0, 1)[None], grid, align_corners=False)[0, :, 0].T
     torch.testing.assert_close(sampled, oracle)
-    torch.testing.assert_close(sample_texture(texture, uvs + torch.tensor([3.0, -2.0])), sampled)
-    assert torch.autograd.gradcheck(sample_texture, (texture.requires_grad_(), uvs.requires_grad_()))
+    torch.testing.assert_close(sample_texture(texture, uvs + torch.tensor([3.0, -2.0], device=device)), sampled)
+    assert torch.autograd.gradcheck(sample_texture, (texture.requires_grad_(), uvs.requires_grad_()), nondet_tol=1e-12)
 
 
 def test_mip_levels_keep_the_mean() -> None:
@@ -123,21 +142,21 @@ def exact_area(vertices: Tensor, faces: Tensor, cameras: Cameras) -> float:
     """Area of the silhouette in pixels: convex hull of the projected vertices of a convex body."""
     from scipy import spatial
 
-    return float(spatial.ConvexHull(screen_points(vertices, cameras)[0, :, :2].numpy()).volume)
+    return float(spatial.ConvexHull(screen_points(vertices, cameras)[0, :, :2].cpu().numpy()).volume)
 
 
 @pytest.mark.parametrize("subdivisions", [1, 2, 4])
-def test_antialiased_coverage_sums_to_the_area(subdivisions: int) -> None:
-    vertices, faces = ball(subdivisions)
-    cameras = Cameras.orbit([20.0], [10.0], height=64, width=64).to(torch.float64)
+def test_antialiased_coverage_sums_to_the_area(subdivisions: int, device: str) -> None:
+    vertices, faces = ball(subdivisions, device)
+    cameras = Cameras.orbit([20.0], [10.0], height=64, width=64).to(device).to(torch.float64)
     exact = exact_area(vertices, faces, cameras)
     smooth = float(coverage(vertices, faces, cameras).sum())
     assert smooth == pytest.approx(exact, rel=1.5e-3)
 
 
-def test_silhouette_gradient_is_the_derivative_of_the_area() -> None:
-    vertices, faces = ball()
-    cameras = Cameras.orbit([20.0], [10.0], height=64, width=64).to(torch.float64)
+def test_silhouette_gradient_is_the_derivative_of_the_area(device: str) -> None:
+    vertices, faces = ball(device=device)
+    cameras = Cameras.orbit([20.0], [10.0], height=64, width=64).to(device).to(torch.float64)
     moved = vertices.clone().requires_grad_()
     torch.autograd.backward(coverage(moved, faces, cameras).sum())
     assert moved.grad is not None
@@ -146,12 +165,12 @@ def test_silhouette_gradient_is_the_derivative_of_the_area() -> None:
     assert float((moved.grad * vertices).sum()) == pytest.approx((larger - smaller) / (2 * step), rel=0.02)
 
 
-def test_silhouette_loss_by_finite_differences() -> None:
+def test_silhouette_loss_by_finite_differences(device: str) -> None:
     """A square slides over a picture: the gradient is exact as long as no pixel centre is crossed."""
     vertices = torch.tensor([[-0.31, 0.3, 0.0], [0.3, 0.33, 0], [0.31, -0.3, 0], [-0.32, -0.3, 0]]).double()
-    faces = torch.tensor([[0, 2, 1], [0, 3, 2]])
-    cameras = Cameras.orbit([0.0], height=24, width=24).to(torch.float64)
-    wanted = torch.rand(1, 24, 24, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    vertices, faces = vertices.to(device), torch.tensor([[0, 2, 1], [0, 3, 2]], device=device)
+    cameras = Cameras.orbit([0.0], height=24, width=24).to(device).to(torch.float64)
+    wanted = torch.rand(1, 24, 24, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
 
     def loss(points: Tensor) -> Tensor:
         return (coverage(points, faces, cameras) - wanted).square().sum()
@@ -170,10 +189,10 @@ def test_silhouette_loss_by_finite_differences() -> None:
     assert checked >= 6
 
 
-def test_antialiasing_conserves_energy_over_any_background() -> None:
+def test_antialiasing_conserves_energy_over_any_background(device: str) -> None:
     """What a pixel of a flat object loses is what the background behind it gains, and nothing moves inside."""
-    vertices, faces = ball()
-    cameras = Cameras.orbit([20.0], height=48, width=48).to(torch.float64)
+    vertices, faces = ball(device=device)
+    cameras = Cameras.orbit([20.0], height=48, width=48).to(device).to(torch.float64)
     fragments = rasterize_mesh(vertices, faces, cameras)
     seen = (fragments.triangle_id >= 0)[..., None]
     front, back = 0.7, 0.2
@@ -186,6 +205,7 @@ def test_antialiasing_conserves_energy_over_any_background() -> None:
 
 
 def test_neighbors_are_those_of_trimesh_and_borders_have_none() -> None:
+    trimesh = pytest.importorskip("trimesh")
     shape = trimesh.creation.icosphere(subdivisions=2)
     neighbors = face_neighbors(torch.tensor(shape.faces, dtype=torch.int64))
     pairs = {tuple(sorted(pair)) for pair in shape.face_adjacency.tolist()}
@@ -209,3 +229,5 @@ def test_empty_mesh_and_wrong_shapes() -> None:
         sample_texture(torch.rand(4, 4), torch.rand(3, 2))
     with pytest.raises(InvalidInputError, match="backend"):
         sample_texture(torch.rand(4, 4, 1), torch.rand(3, 2), backend="triton")  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedError, match="needs CUDA tensors"):
+        sample_texture(torch.rand(4, 4, 1), torch.rand(3, 2), backend="cuda")

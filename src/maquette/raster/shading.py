@@ -8,15 +8,15 @@ surface covers, which gives vertices gradients from what appears and disappears.
 walks on over the neighbours of the triangle, so that triangles smaller than a pixel are handled too.
 
 `shading_reference.py` (PyTorch, any device and dtype) specifies the results; `shading_cpu.py` and `antialias_cpu.py`
-(Numba) are its fast forms.
+(Numba) and `shading_cuda.py` (CUDA C++ through NVRTC) are its fast forms.
 """
 
 from __future__ import annotations
 
+import importlib
 from types import ModuleType
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -25,7 +25,7 @@ from maquette.cameras import Cameras
 from maquette.errors import InvalidInputError, UnsupportedError
 from maquette.raster.mesh import MeshFragments, pinhole_parameters
 
-ShadingBackend = Literal["reference", "cpu"]
+ShadingBackend = Literal["reference", "cpu", "cuda"]
 
 
 def surface_weights(
@@ -43,7 +43,7 @@ def surface_weights(
         faces: `[M, 3]`, int64.
         cameras: `[V]`.
         fragments: of the same mesh and cameras.
-        backend: None takes "cpu" (Numba) for tensors on the CPU and "reference" elsewhere.
+        backend: None takes "cpu" (Numba) or "cuda" by the device of the tensors; "reference" runs anywhere.
 
     Returns:
         `[V, H, W, 3]`, in the dtype of the vertices, sum 1; 0 where nothing is seen.
@@ -179,25 +179,20 @@ def face_neighbors(faces: Tensor) -> Tensor:
 
     It is -1 at borders, and where more than two triangles meet or two disagree on the side.
     """
-    index = faces.detach().cpu().numpy()
-    first, second = index.reshape(-1), np.roll(index, -1, axis=1).reshape(-1)
-    count = np.int64(index.max() + 1 if len(index) else 1)
+    if not len(faces):
+        return faces.clone()
+    first, second = faces.reshape(-1), faces.roll(-1, dims=1).reshape(-1)
+    count = faces.max() + 1
     forward, backward = first * count + second, second * count + first
-    order = np.argsort(forward, kind="stable")
-    sorted_keys = forward[order]
-    position = np.searchsorted(sorted_keys, backward).clip(0, max(len(order) - 1, 0))
-    found = np.full(len(forward), -1, np.int64)
-    if len(order):
-        match = (sorted_keys[position] == backward) & (first != second)
-        unique = np.ones(len(order), bool)
-        unique[1:] &= sorted_keys[1:] != sorted_keys[:-1]
-        unique[:-1] &= sorted_keys[:-1] != sorted_keys[1:]
-        single = np.empty(len(order), bool)
-        single[order] = unique
-        partner = order[position]
-        match &= single & single[partner]
-        found[match] = partner[match] // 3
-    return torch.from_numpy(found.reshape(-1, 3)).to(faces.device)
+    keys, order = torch.sort(forward)
+    position = torch.searchsorted(keys, backward).clamp_max(len(keys) - 1)
+    partner = order[position]
+    same = keys[1:] == keys[:-1]
+    repeated = torch.zeros_like(forward, dtype=torch.bool)
+    repeated[order[1:][same]] = True
+    repeated[order[:-1][same]] = True
+    match = (keys[position] == backward) & (first != second) & ~repeated & ~repeated[partner]
+    return torch.where(match, partner // 3, -1).reshape(-1, 3)
 
 
 def antialias(
@@ -239,13 +234,10 @@ def antialias(
 
 
 def _backend(name: str | None, tensor: Tensor) -> ModuleType:
-    from maquette.raster import shading_cpu, shading_reference
-
-    chosen = name or ("cpu" if tensor.device.type == "cpu" else "reference")
-    if chosen == "reference":
-        return shading_reference
-    if chosen != "cpu":
-        raise InvalidInputError(f"backend must be 'reference', 'cpu' or None, got {name!r}")
-    if tensor.device.type != "cpu":
-        raise UnsupportedError(f"shading backend 'cpu' needs CPU tensors, got {tensor.device}: use backend=None")
-    return shading_cpu
+    device = tensor.device.type
+    chosen = name or (device if device in ("cpu", "cuda") else "reference")
+    if chosen not in ("reference", "cpu", "cuda"):
+        raise InvalidInputError(f"backend must be 'reference', 'cpu', 'cuda' or None, got {name!r}")
+    if chosen != "reference" and device != chosen:
+        raise UnsupportedError(f"shading backend {chosen!r} needs {chosen.upper()} tensors, got {device}: leave it out")
+    return importlib.import_module(f"maquette.raster.shading_{chosen}")
