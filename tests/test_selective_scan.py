@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,9 @@ from torch import Tensor
 
 from maquette.errors import InvalidInputError
 from maquette.nn.selective_scan import selective_scan
+from maquette.nn.selective_scan.bench import BenchCase, bench_case, mamba_module
+from maquette.nn.selective_scan.bench_report import write_report
+from maquette.raster.bench_report import machine
 
 NAMES = ("inputs", "delta", "decay", "into", "out_of", "skip", "gate", "delta_bias")
 BACKENDS = ("cpu", "reference")
@@ -99,3 +104,20 @@ def test_wrong_arguments_are_named() -> None:
         run(values, "gpu")
     with pytest.raises(InvalidInputError, match="skip is"):
         run(values | {"skip": values["skip"].float()}, "cpu")
+
+
+def test_bench_measures_and_reports(tmp_path: Path) -> None:
+    result = bench_case(BenchCase("tiny", 1, 4, 40, 3), torch.device("cpu"), runs=1)
+    assert [m.backend for m in result.measurements] == ["cpu", "reference"]
+    assert set(result.differences) == {"output", *NAMES} and max(result.differences.values()) < 1e-4
+    assert result.speedups() is not None
+    where = machine(torch.device("cpu"), "abc")
+    paths = write_report([result], where, tmp_path, "scan_cpu")
+    assert [path.suffix for path in paths] == [".json", ".md", ".png"]
+    assert "| tiny (1 x 4 x 40, 3 states, float32) | cpu |" in paths[1].read_text()
+    assert json.loads(paths[0].read_text())["cases"][0]["case"]["dtype"] == "float32"
+
+
+def test_bench_names_a_folder_without_the_module(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="holds no selective_scan_cuda"):
+        mamba_module(tmp_path)

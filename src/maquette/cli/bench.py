@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -22,20 +25,39 @@ class RasterArgs:
     """Commit to report when the sources are no git checkout."""
 
 
-def run_raster(args: RasterArgs) -> int:
-    """Measures, prints the table and writes the report."""
+@dataclass(frozen=True)
+class ScanArgs:
+    """Times the selective scan beside mamba-ssm's kernels (on a GPU, if there) or the torch loop (on a CPU)."""
+
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """Where to measure; auto takes the GPU when there is one."""
+    output: Annotated[Path, arg(aliases=["-o"], metavar="DIR")] = Path("benchmarks/results")
+    """Folder for scan_cuda.{json,md,png} or scan_cpu.{json,md,png}."""
+    mamba: Annotated[Path | None, arg(metavar="DIR")] = None
+    """Folder of mamba-ssm's compiled selective_scan_cuda*.so; else $MAQUETTE_MAMBA, else an installed one."""
+    commit: str | None = None
+    """Commit to report when the sources are no git checkout."""
+
+
+def _device(wanted: str) -> torch.device:
     import torch
 
     from maquette.errors import UnsupportedError
+
+    has_gpu = torch.cuda.is_available()
+    if wanted == "cuda" and not has_gpu:
+        raise UnsupportedError("--device cuda needs an NVIDIA GPU and a CUDA build of torch: try --device cpu")
+    on_gpu = has_gpu if wanted == "auto" else wanted == "cuda"
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+
+
+def run_raster(args: RasterArgs) -> int:
+    """Measures, prints the table and writes the report."""
     from maquette.raster.bench import CPU_SCENES, GPU_SCENES, bench_scene
     from maquette.raster.bench_report import machine, markdown, write_report
 
-    has_gpu = torch.cuda.is_available()
-    if args.device == "cuda" and not has_gpu:
-        raise UnsupportedError("--device cuda needs an NVIDIA GPU and a CUDA build of torch: try --device cpu")
-    on_gpu = has_gpu if args.device == "auto" else args.device == "cuda"
-    device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-    results = [bench_scene(scene, device) for scene in (GPU_SCENES if on_gpu else CPU_SCENES)]
+    device = _device(args.device)
+    results = [bench_scene(scene, device) for scene in (GPU_SCENES if device.type == "cuda" else CPU_SCENES)]
     where = machine(device, args.commit)
     print(markdown(results, where))
     for path in write_report(results, where, args.output, f"raster_{device.type}"):
@@ -43,50 +65,24 @@ def run_raster(args: RasterArgs) -> int:
     return 0
 
 
-@dataclass(frozen=True)
-class GenerateArgs:
-    """Times a picture's way to Gaussians, stage by stage: ImageDream with guidance, then LGM big, random weights."""
-
-    steps: int = 30
-    """Steps of the sampler."""
-    guidance: float = 5.0
-    """Strength of guidance."""
-    repeats: int = 7
-    """Runs that count, after two that do not."""
-    output: Annotated[Path, arg(aliases=["-o"], metavar="DIR")] = Path("benchmarks/results")
-    """Folder for generate_cuda.{json,md}."""
-    commit: str | None = None
-    """Commit to report when the sources are no git checkout."""
-
-
-def run_generate(args: GenerateArgs) -> int:
+def run_scan(args: ScanArgs) -> int:
     """Measures, prints the table and writes the report."""
-    import sys
-
-    import torch
-
-    from maquette.errors import UnsupportedError
-    from maquette.models.mvdream.bench import bench_picture_to_gaussians, markdown, write_report
+    from maquette.nn.selective_scan.bench import CPU_CASES, GPU_CASES, bench_case, mamba_module
+    from maquette.nn.selective_scan.bench_report import markdown, write_report
     from maquette.raster.bench_report import machine
 
-    if not torch.cuda.is_available():
-        raise UnsupportedError("the official sizes need an NVIDIA GPU with 16 GB and a CUDA build of torch")
-    device = torch.device("cuda", torch.cuda.current_device())
-    results = bench_picture_to_gaussians(
-        device,
-        steps=args.steps,
-        guidance=args.guidance,
-        repeats=args.repeats,
-        report=lambda text: print(text, file=sys.stderr),
-    )
+    device = _device(args.device)
+    on_gpu = device.type == "cuda"
+    mamba = mamba_module(args.mamba) if on_gpu else None
+    results = [bench_case(case, device, mamba=mamba) for case in (GPU_CASES if on_gpu else CPU_CASES)]
     where = machine(device, args.commit)
-    print(markdown(results, where, args.steps, args.guidance))
-    for path in write_report(args.output, results, where, args.steps, args.guidance):
+    print(markdown(results, where))
+    for path in write_report(results, where, args.output, f"scan_{device.type}"):
         print(path)
     return 0
 
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "raster": (RasterArgs, run_raster),
-    "generate": (GenerateArgs, run_generate),
+    "scan": (ScanArgs, run_scan),
 }

@@ -246,7 +246,7 @@ def _measure(contender: _Contender, gaussians: Gaussians, device: torch.device, 
     def total() -> None:
         torch.autograd.grad(contender.render(leaves), _inputs(leaves), upstream)
 
-    time_runs = _time_gpu if device.type == "cuda" else _time_cpu
+    time_runs = time_gpu if device.type == "cuda" else time_cpu
     forward_ms, total_ms = time_runs(forward, runs), time_runs(total, runs)
     peak_mib = None
     if device.type == "cuda":
@@ -273,7 +273,7 @@ def _images_and_gradients(contender: _Contender, gaussians: Gaussians, cameras: 
     return (color, depth, alpha), [gradient.cpu() for gradient in gradients]
 
 
-def _time_gpu(function: Callable[[], None], runs: int) -> Sequence[float]:
+def time_gpu(function: Callable[[], None], runs: int) -> Sequence[float]:
     """Milliseconds between CUDA events around each of `runs` calls, after three calls to warm up."""
     for _ in range(3):
         function()
@@ -288,7 +288,7 @@ def _time_gpu(function: Callable[[], None], runs: int) -> Sequence[float]:
     return [start.elapsed_time(end) for start, end in events]
 
 
-def _time_cpu(function: Callable[[], None], runs: int) -> Sequence[float]:
+def time_cpu(function: Callable[[], None], runs: int) -> Sequence[float]:
     """Milliseconds of each of `runs` calls by the clock, after one call to warm up."""
     function()
     times = []

@@ -98,23 +98,29 @@ def _agreement(result: SceneResult) -> str:
 
 def draw(results: Sequence[SceneResult], where: dict[str, str]) -> Image.Image:
     """A bar per scene and backend: milliseconds with gradients."""
+    bars = [(result.scene.title, [(m.backend, m.total_ms) for m in result.measurements]) for result in results]
+    return draw_bars(f"Render with gradients, ms (shorter is better); {where['device']}", bars)
+
+
+def draw_bars(title: str, groups: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> Image.Image:
+    """A bar per name and value; each group has a title and its own scale, and its first bar stands out."""
     font = ImageFont.load_default(size=14)
-    rows = sum(len(result.measurements) for result in results)
-    height = 2 * MARGIN + 52 + rows * BAR_HEIGHT + len(results) * GAP
+    rows = sum(len(bars) for _, bars in groups)
+    height = 2 * MARGIN + 52 + rows * BAR_HEIGHT + len(groups) * GAP
     image = Image.new("RGB", (LABEL_WIDTH + PLOT_WIDTH + 120 + 2 * MARGIN, height), "white")
     pen = ImageDraw.Draw(image)
-    pen.text((MARGIN, MARGIN), f"Render with gradients, ms (shorter is better); {where['device']}", "black", font)
+    pen.text((MARGIN, MARGIN), title, "black", font)
     y = MARGIN + 34
-    for result in results:
-        longest = max(measurement.total_ms for measurement in result.measurements)
-        pen.text((MARGIN, y), result.scene.title, "black", font)
+    for name, bars in groups:
+        longest = max(value for _, value in bars)
+        pen.text((MARGIN, y), name, "black", font)
         y += GAP - 4
-        for rank, measurement in enumerate(result.measurements):
-            pen.text((MARGIN + 16, y), measurement.backend, "#444444", font)
+        for rank, (label, value) in enumerate(bars):
+            pen.text((MARGIN + 16, y), label, "#444444", font)
             left = MARGIN + LABEL_WIDTH
-            width = max(1, round(PLOT_WIDTH * measurement.total_ms / longest))
+            width = max(1, round(PLOT_WIDTH * value / longest))
             pen.rectangle((left, y + 1, left + width, y + BAR_HEIGHT - 5), COLORS[min(rank, 1)])
-            pen.text((left + width + 8, y), f"{measurement.total_ms:.2f}", "black", font)
+            pen.text((left + width + 8, y), f"{value:.2f}", "black", font)
             y += BAR_HEIGHT
         y += 4
     return image
