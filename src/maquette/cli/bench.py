@@ -125,52 +125,8 @@ def run_generate(args: GenerateArgs) -> int:
     return 0
 
 
-@dataclass(frozen=True)
-class GenerateArgs:
-    """Times a picture's way to Gaussians, stage by stage: ImageDream with guidance, then LGM big, random weights."""
-
-    steps: int = 30
-    """Steps of the sampler."""
-    guidance: float = 5.0
-    """Strength of guidance."""
-    repeats: int = 7
-    """Runs that count, after two that do not."""
-    output: Annotated[Path, arg(aliases=["-o"], metavar="DIR")] = Path("benchmarks/results")
-    """Folder for generate_cuda.{json,md}."""
-    commit: str | None = None
-    """Commit to report when the sources are no git checkout."""
-
-
-def run_generate(args: GenerateArgs) -> int:
-    """Measures, prints the table and writes the report."""
-    import sys
-
-    import torch
-
-    from maquette.errors import UnsupportedError
-    from maquette.models.mvdream.bench import bench_picture_to_gaussians, markdown, write_report
-    from maquette.raster.bench_report import machine
-
-    if not torch.cuda.is_available():
-        raise UnsupportedError("the official sizes need an NVIDIA GPU with 16 GB and a CUDA build of torch")
-    device = torch.device("cuda", torch.cuda.current_device())
-    results = bench_picture_to_gaussians(
-        device,
-        steps=args.steps,
-        guidance=args.guidance,
-        repeats=args.repeats,
-        report=lambda text: print(text, file=sys.stderr),
-    )
-    where = machine(device, args.commit)
-    print(markdown(results, where, args.steps, args.guidance))
-    for path in write_report(args.output, results, where, args.steps, args.guidance):
-        print(path)
-    return 0
-
-
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "raster": (RasterArgs, run_raster),
     "scan": (ScanArgs, run_scan),
-    "generate": (GenerateArgs, run_generate),
     "generate": (GenerateArgs, run_generate),
 }
