@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import math
-import shutil
-import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from cuda_on_cpu import run_on_cpu
 from maquette.errors import InvalidInputError, MissingDependencyError
 from maquette.nn.selective_scan import cuda, selective_scan
 from maquette.raster import nvrtc
@@ -46,32 +42,10 @@ def test_kernels_compile(
 
 # --- the kernels' own source on the CPU ------------------------------------------------------------------------------
 
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
-
 
 @pytest.fixture
-def on_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets `cuda.scan` run its kernels on CPU tensors: g++ compiles them, fibers stand for threads."""
-
-    def load_kernels(source: Path, names: Sequence[str], options: Sequence[str]) -> dict[str, Any]:
-        library = tmp_path / ("-".join(options) + ".so")
-        if not library.exists():
-            code = tmp_path / "kernels.cpp"
-            code.write_text(f'#include "{Path(__file__).with_name("cuda_on_cpu.h")}"\n#include "{source}"\n')
-            macros = [f"-D{option}" for option in options]
-            command = ["g++", "-std=c++20", "-O1", "-w", "-shared", "-fPIC", *macros, str(code), "-o", str(library)]
-            subprocess.run(command, check=True)
-        handle = ctypes.CDLL(str(library))
-        return {name: (handle, getattr(handle, name)) for name in names}
-
-    def launch(kernel: tuple[Any, Any], blocks: int, threads: int, *args: Tensor | int | None) -> None:
-        values = [arg.data_ptr() if isinstance(arg, Tensor) else arg or 0 for arg in args]
-        packed = (ctypes.c_uint64 * len(values))(*values)
-        kernel[0].run_kernel(kernel[1], blocks, threads, packed, ctypes.c_size_t(len(values)))
-
-    monkeypatch.setattr(cuda, "load_kernels", load_kernels)
-    monkeypatch.setattr(cuda, "launch", launch)
-    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+def kernels_on_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_on_cpu(cuda, tmp_path, monkeypatch)
 
 
 def fused(values: dict[str, Tensor]) -> Tensor:
@@ -111,24 +85,21 @@ def compare(
         assert (a - b).abs().max() < tolerance * max(1.0, float(b.abs().max())), name
 
 
-@needs_compiler
 @pytest.mark.parametrize(
     "shape", [(1, 1, 1, 1), (2, 33, 31, 5), (1, 40, 33, 16), (1, 2, 300, 12), (1, 3, 70, 17), (1, 2, 65, 64)]
 )
-@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.usefixtures("kernels_on_cpu")
 def test_kernel_source_matches_the_reference(shape: tuple[int, int, int, int]) -> None:
     compare(fused, shape)
 
 
-@needs_compiler
-@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.usefixtures("kernels_on_cpu")
 def test_kernel_source_in_bfloat16_and_without_optional_tensors() -> None:
     compare(fused, (2, 5, 40, 16), torch.bfloat16)
     compare(fused, (1, 3, 40, 3), without=OPTIONAL)
 
 
-@needs_compiler
-@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.usefixtures("kernels_on_cpu")
 def test_kernel_source_reads_views() -> None:
     values = case(2, 6, 37, 4, dtype=torch.float32)
     wide = torch.cat([values[name].detach().mT for name in ("inputs", "gate")], dim=2)

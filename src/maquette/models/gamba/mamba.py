@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maquette.nn.causal_conv import DTYPES, TAPS, causal_conv_silu
 from maquette.nn.selective_scan import selective_scan
 
 _EXPANSION = 2
-_KERNEL_SIZE = 4
 _STEP_RANGE = (1e-3, 0.1)
 """Smallest and largest step size at initialisation."""
 
@@ -35,7 +35,7 @@ class MambaMixer(nn.Module):
         self.A_log = nn.Parameter(torch.arange(1.0, state_size + 1).log().repeat(inner, 1))
         self.D = nn.Parameter(torch.ones(inner))
         self.in_proj = nn.Linear(width, 2 * inner, bias=False)
-        self.conv1d = nn.Conv1d(inner, inner, _KERNEL_SIZE, groups=inner, padding=_KERNEL_SIZE - 1)
+        self.conv1d = nn.Conv1d(inner, inner, TAPS, groups=inner, padding=TAPS - 1)
         self.x_proj = nn.Linear(inner, self.rank + 2 * state_size, bias=False)
         self.dt_proj = nn.Linear(self.rank, inner)
         self.out_proj = nn.Linear(inner, width, bias=False)
@@ -50,23 +50,36 @@ class MambaMixer(nn.Module):
             self.out_proj.weight.div_(math.sqrt(num_layers))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Applies the layer; the scan runs in float32, whatever the precision of the weights."""
-        length = tokens.shape[1]
-        mixed, gate = self.in_proj(tokens.to(self.in_proj.weight.dtype)).mT.chunk(2, dim=1)  # [B, inner, L] each
-        mixed = F.silu(self.conv1d(mixed)[..., :length])
-        step, into, out_of = self.x_proj(mixed.mT).split([self.rank, self.state_size, self.state_size], dim=-1)
-        delta = F.linear(step, self.dt_proj.weight).mT
+        """Applies the layer.
+
+        The scan computes in float32 whatever the precision of the weights; on a GPU it reads and writes the precision
+        that the linear layers give.
+        """
+        mixed, gate = self.in_proj(tokens.to(self.in_proj.weight.dtype)).chunk(2, dim=-1)  # [B, L, inner] each
+        mixed = self._convolved(mixed)
+        projected = self.x_proj(mixed)
+        step, into, out_of = projected.split([self.rank, self.state_size, self.state_size], dim=-1)
+        delta = F.linear(step, self.dt_proj.weight)
+        kept = mixed.dtype if mixed.device.type == "cuda" else torch.float32
+        mixed, delta, into, out_of, gate = (value.to(kept).mT for value in (mixed, delta, into, out_of, gate))
         with torch.autocast(tokens.device.type, enabled=False):
             scanned = selective_scan(
-                mixed.float(),
-                delta.float(),
+                mixed,
+                delta,
                 -torch.exp(self.A_log.float()),
-                into.mT.float(),
-                out_of.mT.float(),
+                into,
+                out_of,
                 skip=self.D.float(),
-                gate=gate.float(),
+                gate=gate,
                 delta_bias=self.dt_proj.bias.float(),
                 delta_softplus=True,
             )
-        result: Tensor = self.out_proj(scanned.mT.to(self.out_proj.weight.dtype))
+        result: Tensor = self.out_proj(scanned.mT.to(projected.dtype))
         return result
+
+    def _convolved(self, values: Tensor) -> Tensor:
+        """Causal convolution and SiLU of `[B, L, inner]`."""
+        if values.device.type == "cuda" and values.dtype in DTYPES and self.conv1d.bias is not None:
+            with torch.autocast("cuda", enabled=False):
+                return causal_conv_silu(values, self.conv1d.weight[:, 0], self.conv1d.bias)
+        return F.silu(self.conv1d(values.mT)[..., : values.shape[1]]).mT

@@ -1,0 +1,44 @@
+"""Runs the CUDA kernels' own source on the CPU: g++ compiles it, and fibers stand for threads (see cuda_on_cpu.h)."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+_HEADER = Path(__file__).with_suffix(".h")
+
+
+def run_on_cpu(module: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a module that launches NVRTC kernels work on CPU tensors; skips the test without a compiler."""
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+
+    def load_kernels(source: Path, names: Sequence[str], options: Sequence[str]) -> dict[str, Any]:
+        library = folder / ("-".join([source.stem, *options]) + ".so")
+        if not library.exists():
+            code = library.with_suffix(".cpp")
+            code.write_text(f'#include "{_HEADER}"\n#include "{source}"\n')
+            macros = [f"-D{option}" for option in options]
+            command = ["g++", "-std=c++20", "-O1", "-w", "-shared", "-fPIC", *macros, str(code), "-o", str(library)]
+            subprocess.run(command, check=True)
+        handle = ctypes.CDLL(str(library))
+        return {name: (handle, getattr(handle, name)) for name in names}
+
+    def launch(kernel: tuple[Any, Any], blocks: int, threads: int, *args: Tensor | int | None) -> None:
+        values = [arg.data_ptr() if isinstance(arg, Tensor) else arg or 0 for arg in args]
+        packed = (ctypes.c_uint64 * len(values))(*values)
+        kernel[0].run_kernel(kernel[1], blocks, threads, packed, ctypes.c_size_t(len(values)))
+
+    monkeypatch.setattr(module, "load_kernels", load_kernels)
+    monkeypatch.setattr(module, "launch", launch)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
