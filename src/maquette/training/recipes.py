@@ -52,7 +52,7 @@ def lgm_mini() -> TrainConfig:
         optimizer=OptimizerConfig(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05, grad_clip=1.0),
         schedule=ScheduleConfig(kind="cosine", warmup_steps=500, final_fraction=0.01),
         sampling=SamplingConfig(
-            num_inputs=4, target_views=8, input_targets=2, realistic_weight=3.0, family_exponent=0.5
+            num_inputs=4, target_views=8, input_targets=0, realistic_weight=3.0, family_exponent=0.5
         ),
         augment=AugmentConfig(
             color_probability=0.5,
