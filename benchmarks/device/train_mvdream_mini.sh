@@ -12,13 +12,14 @@
 #   AUTOENCODER, INIT      weights to take instead of the first stage, and to continue the second from
 #   COMPARE_SECONDS        training time of each comparison
 #   GPUS, BATCH_1, BATCH_2 processes, and objects of each per step
+#   VARIANTS, LAYOUT       looks per object that are rendered; order of the weights (empty: channels first)
 #   LIMIT                  seconds after which this call has ended (calls end at 600)
 set -euo pipefail
 : "${OUT:?folder for results}" "${STAGE:?compare, train or wait}" "${GPUS:=4}" "${LIMIT:=585}" "${WORK:=/tmp/maquette}"
 : "${AE_SECONDS:=240}" "${SECONDS_2:=600}" "${COMPARE_SECONDS:=90}" "${BATCH_1:=24}" "${BATCH_2:=128}" "${SOURCE:=src}"
-: "${AUTOENCODER:=}" "${INIT:=}" "${VARIANTS:=8}"
+: "${AUTOENCODER:=}" "${INIT:=}" "${VARIANTS:=8}" "${LAYOUT=--channels-last}"
 export PYTHONPATH="$SOURCE:/tmp/site" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=8 AE_SECONDS SECONDS_2 BATCH_1 BATCH_2 GPUS WORK
-export AUTOENCODER INIT HF_HUB_OFFLINE=1
+export AUTOENCODER INIT LAYOUT HF_HUB_OFFLINE=1
 began=$(date +%s)
 mkdir -p "$WORK"
 if [ -d .whl ] && [ ! -d /tmp/site ]; then
@@ -40,7 +41,7 @@ cat > "$WORK/autoencoder.sh" <<'FIRST'
 set -e
 if [ -n "$AUTOENCODER" ]; then cp "$AUTOENCODER" "$WORK/autoencoder.safetensors"; exit 0; fi
 torchrun --standalone --nproc_per_node="$GPUS" -m maquette.cli train mvdream-mini-autoencoder --data "$WORK/train-sides" \
-  -o "$WORK/phase1" --batch-size "$BATCH_1" --steps 6000 --schedule-seconds "$AE_SECONDS" --channels-last \
+  -o "$WORK/phase1" --batch-size "$BATCH_1" --steps 6000 --schedule-seconds "$AE_SECONDS" $LAYOUT \
   --export "$WORK/autoencoder.safetensors" --save-every 100000 --picture-every 500 --log-every 50
 FIRST
 cat > "$WORK/train.sh" <<'PHASES'
@@ -48,10 +49,11 @@ set -e
 bash "$WORK/autoencoder.sh"
 torchrun --standalone --nproc_per_node="$GPUS" -m maquette.cli train mvdream-mini --data "$WORK/train-sides" \
   -o "$WORK/phase2" --autoencoder "$WORK/autoencoder.safetensors" --batch-size "$BATCH_2" --steps 20000 \
-  --schedule-seconds "$SECONDS_2" ${INIT:+--init-from "$INIT"} --channels-last \
+  --schedule-seconds "$SECONDS_2" ${INIT:+--init-from "$INIT"} $LAYOUT \
   --export "$WORK/mvdream-mini.safetensors" --save-every 100000 --picture-every 0 --log-every 100 "$@"
 python3 -m maquette.cli evaluate-views --model mvdream-mini --weights "$WORK/mvdream-mini.safetensors" \
-  --data "$WORK/val-standard" --split val -o "$WORK/val" --steps 5 10 20
+  --data "$WORK/val-standard" --split val -o "$WORK/val" --steps 10 --guidance 1 1.5 2.5 --limit 64
+python3 benchmarks/train_classifier.py --data "$WORK/train-sides" -o "$WORK/classifier.safetensors"
 PHASES
 case "$STAGE" in
   compare)
@@ -64,10 +66,10 @@ case "$STAGE" in
       # shellcheck disable=SC2086
       { python3 -m maquette.cli train mvdream-mini --data "$WORK/train-sides" -o "$WORK/compare$number" \
         --autoencoder "$WORK/autoencoder.safetensors" --batch-size "$BATCH_2" --steps 3000 --warmup-steps 100 \
-        --schedule-seconds "$COMPARE_SECONDS" --channels-last --export "$weights" --log-every 50 --picture-every 0 \
+        --schedule-seconds "$COMPARE_SECONDS" $LAYOUT --export "$weights" --log-every 50 --picture-every 0 \
         --save-every 100000 $options \
         && python3 -m maquette.cli evaluate-views --model mvdream-mini --weights "$weights" \
-          --data "$WORK/val-standard" --split val --steps 10 --limit 64 -o "$WORK/compare$number/val"; } \
+          --data "$WORK/val-standard" --split val --steps 10 --guidance 1.5 --limit 64 -o "$WORK/compare$number/val"; } \
         > "$OUT/compare$number.txt" 2>&1 &
       number=$((number + 1))
     done
@@ -84,6 +86,7 @@ case "$STAGE" in
     done
     ls -t "$WORK"/phase1/pictures/*.png 2>/dev/null | head -n 1 | xargs -r -I{} cp {} "$OUT/autoencoder.png"
     [ ! -f "$WORK/val/sheet.png" ] || cp "$WORK/val/sheet.png" "$OUT/"
+    [ ! -f "$WORK/classifier.safetensors" ] || cp "$WORK/classifier.safetensors" "$OUT/"
     # The best weights there are, for the case that the machine is lost before the end.
     for file in mvdream-mini autoencoder; do
       if [ -f "$WORK/$file.safetensors" ]; then cp "$WORK/$file.safetensors" "$OUT/"; break; fi

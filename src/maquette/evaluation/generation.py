@@ -95,7 +95,7 @@ def evaluate_sides(
         truth = dataset.views(index, inputs[index]).to(device)
         novel = dataset.views(index, targets[index]).to(device)
         start = time.perf_counter()
-        made = _sized(answer(truth.images[0], index).to(device, torch.float32), ORBIT4_NOVEL8.image_size)
+        made = sized(answer(truth.images[0], index).to(device, torch.float32), ORBIT4_NOVEL8.image_size)
         seconds = time.perf_counter() - start
         results.append((info, _scores(Views(made, truth.cameras), truth, novel, reconstruct, seconds)))
         if progress is not None:
@@ -125,7 +125,8 @@ def _batched(views: Views) -> Views:
     return Views(views.images[None], Cameras.stack([views.cameras]))
 
 
-def _sized(images: Tensor, size: int) -> Tensor:
+def sized(images: Tensor, size: int) -> Tensor:
+    """Pictures `[V, C, H, W]` at another size, averaged over areas."""
     if images.shape[-1] == size:
         return images
     return F.interpolate(images, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
@@ -165,7 +166,7 @@ class NearestObject:
 
 
 def _features(images: Tensor) -> Tensor:
-    small = _sized(images, _NEAREST_SIZE)
+    small = sized(images, _NEAREST_SIZE)
     alpha = small[:, 3:]
     return torch.cat([small[:, :3] * alpha + 1 - alpha, alpha], dim=1).flatten(1)
 

@@ -8,7 +8,7 @@ import torch
 
 from maquette.contact_sheet import SheetRow, contact_sheet
 from maquette.data.dataset import RenderedDataset
-from maquette.evaluation.generation import Answer
+from maquette.evaluation.generation import Answer, sized
 from maquette.evaluation.protocol import ORBIT4_NOVEL8, protocol_frames
 from maquette.io import write_image
 from maquette.models.mvdream.encoders import to_planes
@@ -26,7 +26,7 @@ def write_sides_sheet(path: Path, dataset: RenderedDataset, answer: Answer, *, s
         index = number * len(dataset) // count
         truth = dataset.views(index, inputs[index])
         made = answer(truth.images[0], index).to(truth.images.device, torch.float32)
-        pictures = torch.cat([truth.composited(), to_planes(made, 3)]).cpu()
+        pictures = torch.cat([truth.composited(), to_planes(sized(made, dataset.image_size), 3)]).cpu()
         info = dataset.objects[index]
         rows.append(SheetRow(f"{info.id}: {info.caption}", pictures, labels))
     write_image(path, contact_sheet(rows, tile_size=112, font_px=12))

@@ -1,0 +1,130 @@
+"""How generators of views are measured: sides from the front, baselines, captions before a classifier."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from maquette import cli
+from maquette.cameras import Cameras
+from maquette.data.dataset import RenderedDataset
+from maquette.data.layout import ObjectInfo
+from maquette.errors import InvalidInputError, WeightsError
+from maquette.evaluation.captions import evaluate_captions, markdown_captions
+from maquette.evaluation.classifier import ViewClassifier, load_classifier, save_classifier, train_classifier
+from maquette.evaluation.generation import NearestObject, evaluate_sides, markdown_sides, repeat_front
+from maquette.evaluation.generation_sheet import write_sides_sheet
+from maquette.gaussians import Gaussians
+from maquette.views import Views
+from maquette.weights import write_weights
+from pipeline_scenes import ball_of_gaussians
+
+SIZE = 256
+COLORS = ((0.9, 0.1, 0.1), (0.1, 0.1, 0.9), (0.1, 0.8, 0.1))
+CATEGORIES = ("fruit", "water", "plant")
+
+
+def painted(shift: float = 0.0) -> RenderedDataset:
+    """Three discs of one colour; the sides differ in size."""
+    line = torch.linspace(-1, 1, SIZE)
+    radius = (line[:, None] ** 2 + line[None] ** 2).sqrt()
+    sizes = torch.tensor([0.5, 0.3, 0.5, 0.3] + [0.4] * 8) + shift
+    alpha = (radius < sizes[:, None, None]).float()
+    images = torch.stack(
+        [torch.cat([torch.tensor(c)[:, None, None].expand(12, 3, SIZE, SIZE), alpha[:, None]], dim=1) for c in COLORS]
+    )
+    cameras = Cameras.orbit([0.0, 90.0, 180.0, 270.0] + [22.5 + 45 * k for k in range(8)], height=SIZE, width=SIZE)
+    return RenderedDataset(
+        root=Path("painted"),
+        images=(images * 255).round().byte(),
+        world_to_camera=cameras.world_to_camera.expand(3, -1, -1, -1),
+        intrinsics=cameras.intrinsics.expand(3, -1, -1, -1),
+        roles=torch.tensor([[0] * 4 + [1] * 8] * 3, dtype=torch.uint8),
+        variants=torch.zeros(3, 12, dtype=torch.int64),
+        objects=tuple(ObjectInfo(f"o{i}", f"some {name}", name) for i, name in enumerate(CATEGORIES)),
+        settings={},
+    )
+
+
+def ball(views: Views) -> Gaussians:
+    one = ball_of_gaussians()
+    return one.map(lambda value: value[None].expand(len(views.images), *value.shape))
+
+
+def test_sides_are_scored_with_and_without_the_front() -> None:
+    data = painted()
+    truth = evaluate_sides("truth", lambda _, index: data.views(index, [0, 1, 2, 3]).images, data)
+    assert truth.mean.psnr == 100 and truth.mean.alpha_iou == 1 and math.isnan(truth.mean.psnr_novel)
+    repeated = evaluate_sides("repeated", repeat_front, data, reconstruct=ball)
+    mean = repeated.mean
+    assert mean.psnr > mean.psnr_unseen and mean.psnr_novel > 3
+    assert mean.alpha_iou == pytest.approx((1 + 1 + 2 * 0.36) / 4, abs=0.01)
+    assert mean.alpha_iou_unseen == pytest.approx((1 + 2 * 0.36) / 3, abs=0.01)
+    small = evaluate_sides("small", lambda front, _: front[:, ::4, ::4].expand(4, -1, -1, -1), data)
+    assert small.mean.psnr < repeated.mean.psnr
+    table = markdown_sides([truth, repeated])
+    assert "| truth | 100.00 (100.00) | 1.000 (1.000) |" in table
+
+
+def test_the_nearest_training_object_is_found(tmp_path: Path) -> None:
+    nearest = NearestObject(painted(shift=0.02))
+    for index in range(3):
+        found = nearest(painted().views(index, [0]).images[0], index)
+        assert found.shape == (4, 4, SIZE, SIZE)
+        torch.testing.assert_close(found[0, :3, 128, 128], torch.tensor(COLORS[index]), atol=0.01, rtol=0)
+    write_sides_sheet(tmp_path / "sheet.png", painted(), nearest, shown=2)
+    assert (tmp_path / "sheet.png").is_file()
+
+
+def test_the_classifier_learns_categories_and_judges_captions(tmp_path: Path) -> None:
+    data = painted()
+    network = train_classifier(data, steps=16, batch_size=6, lr=2e-3)
+    file = tmp_path / "classifier.safetensors"
+    save_classifier(file, network, {"data": "painted"})
+    judge = load_classifier(file)
+    assert judge.categories == tuple(sorted(CATEGORIES))
+
+    def make(caption: str, index: int) -> Tensor:
+        shown = 1 if index == 0 else index  # the first caption gets the wrong object
+        return data.views(shown, [0, 1, 2, 3]).images
+
+    result = evaluate_captions(make, data, judge, sheet=tmp_path / "captions.png")
+    assert result.share_true == 1.0 and result.share_made == pytest.approx(2 / 3)
+    assert (tmp_path / "captions.png").is_file() and "67%" in markdown_captions(result)
+    write_weights(tmp_path / "other.safetensors", {"a": torch.zeros(1)}, {"model": "other"})
+    with pytest.raises(WeightsError, match="no classifier"):
+        load_classifier(tmp_path / "other.safetensors")
+
+
+def test_the_command_writes_its_reports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mvdream_stand_ins import TINY_MINI, random_pipeline
+
+    save_classifier(tmp_path / "judge.safetensors", ViewClassifier(CATEGORIES), {})
+    monkeypatch.setattr("maquette.generators.load_generator", lambda *_, **__: random_pipeline(TINY_MINI))
+    monkeypatch.setattr("maquette.cli.evaluate.load_dataset", lambda *_: painted())
+    monkeypatch.setattr("maquette.data.dataset.RenderedDataset.load", lambda *_: painted())
+    words = f"evaluate-views --data x --train-data y --steps 1 2 --reconstructor none -o {tmp_path} --device cpu"
+    assert cli.main([*words.split(), "--classifier", str(tmp_path / "judge.safetensors")]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [side["name"].split(",")[0] for side in report["sides"]] == [
+        "1 steps",
+        "2 steps",
+        "baseline: front repeated",
+        "baseline: nearest training object",
+    ]
+    assert len(report["captions"]["objects"]) == 3 and report["sides"][0]["mean"]["psnr_novel"] is None
+    assert "Captions: the classifier" in capsys.readouterr().out
+
+
+def test_classifiers_need_categories() -> None:
+    data = painted()
+    object.__setattr__(data, "objects", tuple(ObjectInfo(f"o{i}") for i in range(3)))
+    with pytest.raises(InvalidInputError, match="category"):
+        train_classifier(data, steps=1)
