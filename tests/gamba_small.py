@@ -22,6 +22,7 @@ SMALL = GambaParams(
     alternate_direction=True,
     factorized_positions=True,
     local_features=True,
+    mask_input=True,
     drop_path=0.1,
     decoder_width=32,
     cells_per_token=2,

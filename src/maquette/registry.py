@@ -116,7 +116,7 @@ _ENTRIES = (
         "gamba-mini",
         "gamba",
         GAMBA_MINI,
-        3_997_980,
+        4_008_220,
         "Apache-2.0",
         "Ours: 16,384 Gaussians from one picture, small enough to ship.",
     ),

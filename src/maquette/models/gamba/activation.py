@@ -20,6 +20,9 @@ from maquette.nn.posed_images import IMAGENET_MEAN, IMAGENET_STD
 SCALE_FACTOR = 0.1
 """Size in world units where softplus is 1."""
 
+_HIDDEN_OUTSIDE = 4.0
+"""Taken from the logit of the opacity where the picture shows no object; little enough to be learned away."""
+
 _OFFSET_GAIN = 0.1
 """Keeps Gaussians near their rays early in training."""
 
@@ -50,11 +53,11 @@ def activate_gaussians(raw: RawGaussians, images_and_rays: Tensor, params: Gamba
 
     Args:
         raw: outputs of the heads.
-        images_and_rays: the network's input `[B, 9, S, S]`; used by the modes "ray" and "blend" only.
+        images_and_rays: the network's input `[B, 9 or 10, S, S]`; used by the options "ray", "blend" and `mask_input`.
         params: chooses the parametrisation.
     """
     if params.position_mode == "ray":
-        means = _positions_on_rays(raw.xyz, images_and_rays[:, 3:].float(), params)
+        means = _positions_on_rays(raw.xyz, images_and_rays[:, 3:9].float(), params)
     else:
         means = _positions_from_bins(raw.xyz, params)
     colors = torch.sigmoid(raw.rgb)
@@ -62,13 +65,16 @@ def activate_gaussians(raw: RawGaussians, images_and_rays: Tensor, params: Gamba
         observed = _cells(images_and_rays[:, :3].float(), params)  # [B, N, 3]
         observed = observed * observed.new_tensor(IMAGENET_STD) + observed.new_tensor(IMAGENET_MEAN)
         colors = torch.lerp(observed.clamp(0.0, 1.0), colors, torch.sigmoid(raw.blend))
+    opacity = raw.opacity
+    if params.mask_input:
+        opacity = opacity - _HIDDEN_OUTSIDE * (1 - _cells(images_and_rays[:, 9:].float(), params))
     unrotated = means.new_tensor([1.0, 0.0, 0.0, 0.0])
     rotation = unrotated.expand(*means.shape[:-1], 4) if raw.rotation is None else raw.rotation
     return Gaussians(
         means=means,
         quats=rotation if raw.rotation is None else F.normalize(rotation, dim=-1, eps=1e-12),
         scales=SCALE_FACTOR * F.softplus(raw.scale),
-        opacities=torch.sigmoid(raw.opacity[..., 0]),
+        opacities=torch.sigmoid(opacity[..., 0]),
         colors=colors,
     )
 

@@ -19,20 +19,27 @@ def front_cameras(count: int, size: int, params: GambaParams) -> Cameras:
     return Cameras.orbit([0.0] * count, radius=params.camera_radius, fov_deg=params.fov_deg, height=size, width=size)
 
 
-def network_inputs(images: Tensor, cameras: Cameras, params: GambaParams) -> tuple[Tensor, Tensor]:
+def network_inputs(
+    images: Tensor, cameras: Cameras, params: GambaParams, alpha: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The network's inputs, float32: normalised picture and rays `[B, 9, S, S]`, the encoder's picture `[B, 3, E, E]`.
 
-    As in the official code the encoder's picture is not normalised.
+    As in the official code the encoder's picture is not normalised. With `params.mask_input` there is a tenth channel,
+    alpha.
 
     Args:
         images: RGB on white, 0..1, `[B, 3, H, W]`, square.
         cameras: of the pictures, `[B]`, in the world of the answer (see `answer_to_world`).
         params: sizes.
+        alpha: of the pictures, `[B, 1, H, W]`; None: the object fills them. Only looked at with `params.mask_input`.
 
     Raises:
         InvalidInputError: pictures or cameras are not square.
     """
     tokens = posed_images.network_inputs(images, cameras, params.input_size)
+    if params.mask_input:
+        mask = torch.ones_like(images[:, :1]) if alpha is None else alpha
+        tokens = torch.cat([tokens, resize_images(mask.float(), params.input_size)], dim=1)
     return tokens, resize_images(images.float(), params.encoder_size)
 
 

@@ -20,9 +20,6 @@ from maquette.models.gamba.params import NUM_SCANS, GambaParams
 from maquette.models.gamba.scans import scan_cells
 from maquette.nn.vit import VisionTransformer
 
-INPUT_CHANNELS = 9
-"""Normalised RGB, ray moment, ray direction."""
-
 _OFFICIAL_SCALE_BIAS = -1.8
 _GENTLE = 0.1
 """Factor on the initial weights of the heads that should start near their biases."""
@@ -243,7 +240,7 @@ class Gamba(nn.Module):
         if params.freeze_encoder:
             self.image_encoder.requires_grad_(False)
         patch, width, grid = params.patch_size, params.width, params.grid_size
-        self.stem_layer = nn.Conv2d(INPUT_CHANNELS, width, patch, stride=patch)
+        self.stem_layer = nn.Conv2d(params.input_channels, width, patch, stride=patch)
         if params.factorized_positions:
             self.grid_embed = nn.Parameter(torch.randn(1, width, grid, grid) / math.sqrt(width))
         if params.local_features:
@@ -273,7 +270,7 @@ class Gamba(nn.Module):
         """Values before activation; the Gaussians are ordered by scan, cell of the scan, row, column in the cell.
 
         Args:
-            images_and_rays: `[B, 9, S, S]`, see `maquette.models.gamba.inputs.network_inputs`.
+            images_and_rays: `[B, 9 or 10, S, S]`, see `maquette.models.gamba.inputs.network_inputs`.
             pictures: RGB 0..1 for the image encoder, `[B, 3, encoder_size, encoder_size]`.
 
         Raises:
@@ -281,7 +278,7 @@ class Gamba(nn.Module):
         """
         params, size = self.params, self.params.encoder_size
         expected = [
-            (INPUT_CHANNELS, params.input_size, params.input_size),
+            (params.input_channels, params.input_size, params.input_size),
             (3, size, size),
         ]
         shapes = [tuple(images_and_rays.shape), tuple(pictures.shape)]

@@ -50,7 +50,7 @@ class GambaObjective:
         """Evaluates the objective on a batch.
 
         Args:
-            network: maps `[B, 9, S, S]` and `[B, 3, E, E]` to Gaussians `[B, N]`.
+            network: maps `[B, 9 or 10, S, S]` and `[B, 3, E, E]` to Gaussians `[B, N]`.
             inputs: views `[B, V]`, one of which the network sees: in training a random one of each object, otherwise
                 the first.
             targets: the supervised views, `[B, V]`.
@@ -66,7 +66,8 @@ class GambaObjective:
             raise InvalidInputError(f"{params.name} trains on inputs and targets [B, V, 4, H, W], got {shapes}")
         view = _one_view(inputs, generator if training else None)
         transform = answer_to_world(view.cameras, params.world, params.camera_radius)
-        gaussians = network(*network_inputs(view.composited(), move_cameras(view.cameras, transform), params))
+        seen_from = move_cameras(view.cameras, transform)
+        gaussians = network(*network_inputs(view.composited(), seen_from, params, view.images[:, 3:]))
         targets = dataclasses.replace(targets, cameras=move_cameras(targets.cameras, transform[:, None]))
         return self._compare(
             gaussians, targets, draw_backgrounds(targets, params.random_background_prob if training else 0.0, generator)

@@ -41,6 +41,8 @@ class GambaParams:
         alternate_direction: whether every second layer reads the Gaussian tokens from last to first (official: no).
         factorized_positions: one learned position per cell plus one per scan instead of one per token (official).
         local_features: whether the encoder's patch tokens are also added to the tokens of their place (official: no).
+        mask_input: whether the network also sees the picture's alpha, and Gaussians of cells outside the object start
+            nearly transparent (official: no).
         drop_path: rate of stochastic depth that the layers approach, 0..1.
         decoder_width: of the MLP before the heads.
         cells_per_token: side of the square of Gaussians that each token becomes; 1 is official.
@@ -85,6 +87,7 @@ class GambaParams:
     alternate_direction: bool = False
     factorized_positions: bool = False
     local_features: bool = False
+    mask_input: bool = False
     drop_path: float = 0.1
     decoder_width: int = 128
     cells_per_token: int = 1
@@ -166,6 +169,11 @@ class GambaParams:
         return 1
 
     @property
+    def input_channels(self) -> int:
+        """Channels that become tokens: normalised RGB, ray moment, ray direction, and alpha if the network sees it."""
+        return 10 if self.mask_input else 9
+
+    @property
     def grid_size(self) -> int:
         """Cells per side of the picture that become tokens."""
         return self.input_size // self.patch_size
@@ -200,12 +208,14 @@ GAMBA_MINI = GambaParams(
     alternate_direction=True,
     factorized_positions=True,
     local_features=True,
+    mask_input=True,
     drop_path=0.0,
     decoder_width=160,
     cells_per_token=2,
     position_mode="ray",
     color_mode="blend",
     predict_rotation=True,
+    initial_opacity=0.5,
     initial_scale=0.015,
     world="upright",
     output_size=256,

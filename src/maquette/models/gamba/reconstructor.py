@@ -53,9 +53,11 @@ class GambaReconstructor:
         warn_about_cameras(cameras, params.name, params.camera_radius, params.fov_deg)
         transform = answer_to_world(cameras, params.world, params.camera_radius)
         with torch.inference_mode():
-            images = resize_images(views.composited()[..., 0, :, :, :].to(self.device).float(), params.input_size)
+            seen = torch.cat([views.composited(), views.images[..., 3:, :, :]], dim=-3)[..., 0, :, :, :]
+            seen = resize_images(seen.to(self.device).float(), params.input_size)
+            seen = seen if lead else seen[None]
             seen_from = move_cameras(cameras, transform).to(self.device)
-            inputs = network_inputs(images if lead else images[None], seen_from, params)
+            inputs = network_inputs(seen[:, :3], seen_from, params, seen[:, 3:])
             gaussians = move_gaussians(self.network(*inputs), transform)
         result = gaussians.map(Tensor.clone)  # usual tensors, not inference ones
         return result if lead else result[0]
