@@ -67,7 +67,7 @@ class Result:
 
 
 def generate(
-    views: str | Path | Views,
+    views: str | Path | Views | PreparedViews,
     output: str | Path,
     *,
     model: str | Path | Reconstruct = "lgm-mini",
@@ -82,7 +82,8 @@ def generate(
     """Turns four posed pictures of an object into 3D files.
 
     Args:
-        views: a folder with `transforms.json` and four RGBA pictures, or `Views` `[4]`, in any world.
+        views: a folder with `transforms.json` and four RGBA pictures, or `Views` `[4]`, in any world;
+            `PreparedViews` are taken as they are.
         output: folder for `<name>.<format>` and `report.json`; created when missing. Files of these names are
             replaced, each in one step: an interrupted run leaves whole files only.
         model: name of a model (`maquette models list`), a file of its weights, or a function from prepared views
@@ -109,9 +110,9 @@ def generate(
     folder, place = output_folder(output), choose_device(device)
     stages = Stages(progress)
     with stages.run("read"):
-        given = _picked(views, pick) if isinstance(views, Views) else read_views(views, frames=pick)
+        given = _read(views, pick)
     with stages.run("prepare"):
-        prepared = prepare_views(given)
+        prepared = given if isinstance(given, PreparedViews) else prepare_views(given)
     with stages.run("load model"):
         reconstruct = _load(model, place)
     with stages.run("reconstruct"):
@@ -184,12 +185,12 @@ def asset_sheet(asset: Asset, inputs: Views | None = None, *, lighting: Lighting
 
     Args:
         asset: Gaussians `[N]` or a mesh, in the canonical world.
-        inputs: prepared views `[4]`.
+        inputs: prepared views, `[4]` or the first of them only.
         lighting: of a mesh, see `maquette.render`.
     """
     rows = []
     if inputs is not None:
-        labels = [f"azimuth {azimuth:g}°" for azimuth in (0, 90, 180, 270)]
+        labels = [f"azimuth {azimuth:g}°" for azimuth in (0, 90, 180, 270)][: inputs.num_views]
         rows.append(SheetRow("Input views", inputs.composited(), labels))
     title = "Views" if inputs is None else "Novel views"
     for elevation, azimuths in _SHEET_ROWS:
@@ -213,6 +214,12 @@ def _write(
         write_video(path, render_turntable(gaussians, turntable, progress=step), fps=turntable.fps)
     else:
         write_image(path, asset_sheet(gaussians, prepared.views))
+
+
+def _read(views: str | Path | Views | PreparedViews, pick: Sequence[int] | None) -> Views | PreparedViews:
+    if isinstance(views, PreparedViews):
+        return views
+    return _picked(views, pick) if isinstance(views, Views) else read_views(views, frames=pick)
 
 
 def _picked(views: Views, pick: Sequence[int] | None) -> Views:
@@ -247,14 +254,17 @@ def _reconstruct(reconstruct: Reconstruct, views: Views) -> Gaussians:
 
 
 def _report(
-    result: Result, model: str | Path | Reconstruct, views: str | Path | Views, prepared: PreparedViews
+    result: Result,
+    model: str | Path | Reconstruct,
+    views: str | Path | Views | PreparedViews,
+    prepared: PreparedViews,
 ) -> dict[str, Any]:
     return {
         "maquette": maquette.__version__,
         "torch": torch.__version__,
         "device": str(result.gaussians.device),
         "model": str(model) if isinstance(model, (str, Path)) else type(model).__name__,
-        "input": None if isinstance(views, Views) else str(views),
+        "input": None if isinstance(views, (Views, PreparedViews)) else str(views),
         "views": {
             "order": list(prepared.order),
             "azimuths_deg": list(prepared.azimuths_deg),
@@ -278,8 +288,8 @@ def _checked_formats(formats: Sequence[str]) -> tuple[str, ...]:
     return cleaned
 
 
-def _default_name(views: str | Path | Views) -> str:
-    if isinstance(views, Views):
+def _default_name(views: str | Path | Views | PreparedViews) -> str:
+    if isinstance(views, (Views, PreparedViews)):
         return "asset"
     path = Path(views).resolve()
     return path.parent.name if path.suffix == ".json" else path.name

@@ -21,7 +21,7 @@ class Args:
 
     SOURCE is a folder of four posed pictures, one picture, or a folder of pictures, each of which becomes an asset (run
     the same command again to continue). Without SOURCE, --prompt says what to show. One picture or a sentence first
-    goes to a generator, which makes the four views.
+    goes to a generator, which makes the four views, unless --model takes one picture (gamba-mini).
     """
 
     source: Annotated[Positional[Path | None], arg(metavar="SOURCE")] = None
@@ -82,7 +82,10 @@ def run(args: Args) -> int:
     if source is None and not args.prompt.strip():
         raise InvalidInputError("nothing to start from: give a folder of views, a picture, or --prompt TEXT")
     if source is None or source.suffix.lower() in IMAGE_SUFFIXES:
-        return _run_generator(args)
+        from maquette.direct_generation import one_picture_model
+
+        direct = source is not None and not args.views_only and one_picture_model(args.model) is not None
+        return _run_direct(args) if direct else _run_generator(args)
     if source.is_dir() and not (source / "transforms.json").exists() and _has_pictures(source):
         return _run_batch(args)
     if args.prompt or args.views_only:
@@ -98,6 +101,26 @@ def _run_views(args: Args) -> int:
     assert args.source is not None
     pick = None if args.pick is None else _integers(args.pick)
     result = generate(args.source, args.output, name=args.name, pick=pick, progress=StageLines(), **_how(args))
+    _show(result)
+    return 0
+
+
+def _run_direct(args: Args) -> int:
+    from maquette.direct_generation import generate_from_picture
+    from maquette.errors import InvalidInputError
+
+    assert args.source is not None
+    if args.prompt:
+        raise InvalidInputError(f"{args.model} goes by the picture alone: leave out --prompt")
+    result = generate_from_picture(
+        args.source,
+        args.output,
+        name=args.name,
+        elevation_deg=args.elevation,
+        cut_out_by=args.cut_out_by,
+        progress=StageLines(),
+        **_how(args),
+    )
     _show(result)
     return 0
 
