@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from lgm_goldens import statistics
 from maquette.cameras import Cameras
 from maquette.errors import InvalidInputError, WeightsError
 from maquette.gaussians import Gaussians
+from maquette.models.gamba.bench import Measurement, write_report
 from maquette.models.gamba.inputs import front_cameras, network_inputs
 from maquette.models.gamba.network import Gamba, _dropped
 from maquette.models.gamba.official import network_state, official_name
@@ -27,6 +29,7 @@ from maquette.models.gamba.reconstructor import GambaReconstructor
 from maquette.models.gamba.scans import scan_cells, scan_pixels
 from maquette.nn.vit import VisionTransformer
 from maquette.nn.vit_params import ViTParams
+from maquette.raster.bench_report import machine
 from maquette.training.step import AutocastNetwork
 from maquette.views import Views
 from maquette.weights import load_strictly
@@ -352,3 +355,15 @@ def test_reconstructor_explains_what_does_not_fit() -> None:
         reconstruct(Views(torch.rand(1, 1, 1, 4, 8, 8), Cameras.orbit([0.0], height=8, width=8).reshape(1, 1, 1)))
     with pytest.warns(UserWarning, match=r"2\.50"):
         reconstruct(Views(torch.rand(1, 4, 8, 8), Cameras.orbit([0.0], height=8, width=8, radius=2.5)))
+
+
+def test_bench_report_names_every_network(tmp_path: Path) -> None:
+    results = [
+        Measurement("gamba", "bfloat16", 16_384, 21.0, 18.5, 900.0),
+        Measurement("m", "float32", 5, 9, None, None),
+    ]
+    where = machine(torch.device("cpu"), "abc")
+    paths = write_report(results, where, tmp_path, "gamba_cuda")
+    text = paths[1].read_text()
+    assert "| gamba | bfloat16 | 16,384 | 21.0 | 18.5 | 900 |" in text and "| m | float32 | 5 | 9.0 |  |  |" in text
+    assert json.loads(paths[0].read_text())["networks"][1]["median_ms"] == 9

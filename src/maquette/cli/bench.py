@@ -125,8 +125,35 @@ def run_generate(args: GenerateArgs) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class GambaArgs:
+    """Times Gamba from one picture to Gaussians, random weights: the official sizes (on a GPU) and ours."""
+
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """Where to measure; auto takes the GPU when there is one."""
+    output: Annotated[Path, arg(aliases=["-o"], metavar="DIR")] = Path("benchmarks/results")
+    """Folder for gamba_cuda.{json,md} or gamba_cpu.{json,md}."""
+    commit: str | None = None
+    """Commit to report when the sources are no git checkout."""
+
+
+def run_gamba(args: GambaArgs) -> int:
+    """Measures, prints the table and writes the report."""
+    from maquette.models.gamba.bench import bench_networks, markdown, write_report
+    from maquette.raster.bench_report import machine
+
+    device = _device(args.device)
+    results = bench_networks(device)
+    where = machine(device, args.commit)
+    print(markdown(results, where))
+    for path in write_report(results, where, args.output, f"gamba_{device.type}"):
+        print(path)
+    return 0
+
+
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "raster": (RasterArgs, run_raster),
     "scan": (ScanArgs, run_scan),
+    "gamba": (GambaArgs, run_gamba),
     "generate": (GenerateArgs, run_generate),
 }

@@ -63,12 +63,13 @@ def activate_gaussians(raw: RawGaussians, images_and_rays: Tensor, params: Gamba
     colors = torch.sigmoid(raw.rgb)
     if raw.blend is not None:
         observed = _cells(images_and_rays[:, :3].float(), params)  # [B, N, 3]
-        observed = observed * observed.new_tensor(IMAGENET_STD) + observed.new_tensor(IMAGENET_MEAN)
+        scaled = zip(observed.unbind(-1), IMAGENET_STD, IMAGENET_MEAN, strict=True)
+        observed = torch.stack([channel * std + mean for channel, std, mean in scaled], dim=-1)
         colors = torch.lerp(observed.clamp(0.0, 1.0), colors, torch.sigmoid(raw.blend))
     opacity = raw.opacity
     if params.mask_input:
         opacity = opacity - _HIDDEN_OUTSIDE * (1 - _cells(images_and_rays[:, 9:].float(), params))
-    unrotated = means.new_tensor([1.0, 0.0, 0.0, 0.0])
+    unrotated = torch.eye(4, device=means.device)[0]
     rotation = unrotated.expand(*means.shape[:-1], 4) if raw.rotation is None else raw.rotation
     return Gaussians(
         means=means,
