@@ -77,6 +77,8 @@ FLOORS = (
     {"generators", "picture"},
     {"registry", "rendering", "conversion"},
     {"convert_checkpoint", "doctor", "pipelines", "training", "evaluation"},
+    {"generation", "direct_generation"},
+    {"batch_generation"},
     {"cli"},
     {"__main__"},
 )

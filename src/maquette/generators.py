@@ -50,7 +50,7 @@ class GeneratorEntry:
         if self.hub_repository is None:
             return (
                 "no trained weights of it are part of maquette yet; train them (docs/generators.md says how) and give "
-                f"them as --weights FILE, or put them into the store: maquette models import FILE --model {self.name}"
+                "the file: maquette generate --generator-weights FILE"
             )
         return (
             f"fetch the folder https://huggingface.co/{self.hub_repository} (git clone, or its own client), then run: "

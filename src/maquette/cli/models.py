@@ -110,11 +110,12 @@ def _generator_facts(name: str) -> list[tuple[str, str]]:
 
     entry, path = get_generator(name), find_weights(name)
     params = entry.params
+    given = "a picture, and a sentence if there is one" if params.takes_picture else "a sentence"
     facts = [
         ("family", entry.family),
         ("summary", entry.summary),
         ("parameters", f"{entry.num_parameters:,}"),
-        ("input", "a picture, and a sentence if there is one" if params.takes_picture else "a sentence"),
+        ("input", "a sentence, a picture or both" if params.picture_optional else given),
         ("output", f"{params.num_views} views of {params.image_size} x {params.image_size} px"),
         ("license", entry.license),
         ("weights", str(path) if path else f"not here: {entry.how_to_get}"),
