@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from maquette.evaluation.bench import STAGES, VARIANTS, bench_picture_to_gaussians, markdown, write_report
 from maquette.models.lgm.params import LGM_MINI
-from maquette.models.mvdream.bench import STAGES, VARIANTS, bench_picture_to_gaussians, markdown, write_report
 from maquette.models.mvdream.graphs import GraphedCall
 from mvdream_stand_ins import TINY_IMAGEDREAM
 

@@ -105,7 +105,7 @@ def run_generate(args: GenerateArgs) -> int:
     import torch
 
     from maquette.errors import UnsupportedError
-    from maquette.models.mvdream.bench import bench_picture_to_gaussians, markdown, write_report
+    from maquette.evaluation.bench import bench_picture_to_gaussians, markdown, write_report
     from maquette.raster.bench_report import machine
 
     if not torch.cuda.is_available():
