@@ -11,14 +11,15 @@
 #   INIT                   weights to continue from at 256 px; the first phase is left out
 #   COMPARE_SECONDS        training time of each comparison
 #   GPUS, BATCH_1, BATCH_2 processes, and objects of each per step
+#   WORK, RUN              folders of the data, which the script of lgm-mini shares, and of the run
 #   LIMIT                  seconds after which this call has ended (calls end at 600)
 set -euo pipefail
 : "${OUT:?folder for results}" "${STAGE:?compare, train or wait}" "${GPUS:=4}" "${LIMIT:=585}" "${WORK:=/tmp/maquette}"
-: "${SECONDS_1:=450}" "${SECONDS_2:=900}" "${COMPARE_SECONDS:=75}" "${BATCH_1:=32}" "${BATCH_2:=8}" "${SOURCE:=src}"
-: "${INIT:=}"
-export PYTHONPATH="$SOURCE:/tmp/site" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=8 SECONDS_1 SECONDS_2 BATCH_1 BATCH_2 GPUS WORK INIT
+: "${SECONDS_1:=300}" "${SECONDS_2:=800}" "${COMPARE_SECONDS:=75}" "${BATCH_1:=64}" "${BATCH_2:=16}" "${SOURCE:=src}"
+: "${INIT:=}" "${RUN:=$WORK/gamba}"
+export PYTHONPATH="$SOURCE:/tmp/site" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=8 SECONDS_1 SECONDS_2 BATCH_1 BATCH_2 GPUS WORK RUN INIT
 began=$(date +%s)
-mkdir -p "$WORK"
+mkdir -p "$RUN"
 if [ -d .whl ] && [ ! -d /tmp/site ]; then
   python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target /tmp/site .whl/*.whl
 fi
@@ -30,15 +31,15 @@ if [ ! -f "$WORK/train.done" ]; then
   cp "$WORK/train/contact.png" "$OUT/"
   echo "data ready after $(($(date +%s) - began)) s"
 fi
-cat > "$WORK/train.sh" <<'PHASES'
+cat > "$RUN/train.sh" <<'PHASES'
 set -e
 common=(gamba-mini --data "$WORK/train" --save-every 2000 --picture-every 1000 --log-every 50)
-[ -n "$INIT" ] || torchrun --standalone --nproc_per_node="$GPUS" -m maquette.cli train "${common[@]}" -o "$WORK/phase1" \
+[ -n "$INIT" ] || torchrun --standalone --nproc_per_node="$GPUS" -m maquette.cli train "${common[@]}" -o "$RUN/phase1" \
   --input-size 128 --batch-size "$BATCH_1" --steps 6000 --schedule-seconds "$SECONDS_1" \
-  --export "$WORK/phase1.safetensors" "$@"
-torchrun --standalone --nproc_per_node="$GPUS" -m maquette.cli train "${common[@]}" -o "$WORK/phase2" --lr 7e-4 \
-  --warmup-steps 200 --batch-size "$BATCH_2" --steps 16000 --schedule-seconds "$SECONDS_2" \
-  --init-from "${INIT:-$WORK/phase1.safetensors}" --export "$WORK/gamba-mini.safetensors" "$@"
+  --export "$RUN/phase1.safetensors" "$@"
+torchrun --standalone --nproc_per_node="$GPUS" -m maquette.cli train "${common[@]}" -o "$RUN/phase2" --lr 7e-4 \
+  --warmup-steps 200 --batch-size "$BATCH_2" --steps 20000 --schedule-seconds "$SECONDS_2" \
+  --init-from "${INIT:-$RUN/phase1.safetensors}" --export "$RUN/gamba-mini.safetensors" "$@"
 PHASES
 case "$STAGE" in
   compare)
@@ -48,30 +49,30 @@ case "$STAGE" in
     start=(--input-size 128 --batch-size "$BATCH_1")
     [ -z "$INIT" ] || start=(--init-from "$INIT" --batch-size "$BATCH_2")
     for options in "$@"; do
-      export CUDA_VISIBLE_DEVICES=$number weights="$WORK/compare$number.safetensors"
+      export CUDA_VISIBLE_DEVICES=$number weights="$RUN/compare$number.safetensors"
       # shellcheck disable=SC2086
-      { python3 -m maquette.cli train gamba-mini --data "$WORK/train" -o "$WORK/compare$number" "${start[@]}" \
+      { python3 -m maquette.cli train gamba-mini --data "$WORK/train" -o "$RUN/compare$number" "${start[@]}" \
         --steps 3000 --warmup-steps 100 --schedule-seconds "$COMPARE_SECONDS" --export "$weights" \
         --log-every 50 --picture-every 0 --save-every 100000 $options \
         && python3 -m maquette.cli evaluate --model gamba-mini --weights "$weights" --data "$WORK/val" --split val --no-sheet \
-          -o "$WORK/compare$number/val"; } > "$OUT/compare$number.txt" 2>&1 &
+          -o "$RUN/compare$number/val"; } > "$OUT/compare$number.txt" 2>&1 &
       number=$((number + 1))
     done
     wait
     for file in "$OUT"/compare*.txt; do echo "$file"; tail -n 12 "$file"; done
     ;;
-  train) setsid bash "$WORK/train.sh" "$@" > "$WORK/train.txt" 2>&1 < /dev/null & echo $! > "$WORK/pid" ;;&
+  train) setsid bash "$RUN/train.sh" "$@" > "$RUN/train.txt" 2>&1 < /dev/null & echo $! > "$RUN/pid" ;;&
   train | wait)
-    while kill -0 "$(cat "$WORK/pid")" 2>/dev/null && [ $(($(date +%s) - began)) -lt "$LIMIT" ]; do sleep 2; done
-    tail -n 3 "$WORK/train.txt"
-    cp "$WORK/train.txt" "$OUT/"
+    while kill -0 "$(cat "$RUN/pid")" 2>/dev/null && [ $(($(date +%s) - began)) -lt "$LIMIT" ]; do sleep 2; done
+    tail -n 3 "$RUN/train.txt"
+    cp "$RUN/train.txt" "$OUT/"
     for phase in phase1 phase2; do
-      [ ! -f "$WORK/$phase/log.jsonl" ] || cp "$WORK/$phase/log.jsonl" "$OUT/log-$phase.jsonl"
+      [ ! -f "$RUN/$phase/log.jsonl" ] || cp "$RUN/$phase/log.jsonl" "$OUT/log-$phase.jsonl"
     done
-    ls -t "$WORK"/phase*/pictures/*.png 2>/dev/null | head -n 1 | xargs -r -I{} cp {} "$OUT/predictions.png"
+    ls -t "$RUN"/phase*/pictures/*.png 2>/dev/null | head -n 1 | xargs -r -I{} cp {} "$OUT/predictions.png"
     # The best weights there are, for the case that the machine is lost before the end.
     for file in gamba-mini phase1; do
-      if [ -f "$WORK/$file.safetensors" ]; then cp "$WORK/$file.safetensors" "$OUT/"; break; fi
+      if [ -f "$RUN/$file.safetensors" ]; then cp "$RUN/$file.safetensors" "$OUT/"; break; fi
     done
     ;;
 esac

@@ -101,7 +101,12 @@ def _gamba_task(network: Gamba, config: TrainConfig) -> Task:
     if config.input_size is not None:
         params = params.at_input_size(config.input_size)
         network.params = params
-    params = _replaced(params, {"output_size": config.target_size, "lambda_ssim": config.lambda_ssim})
+    changes: dict[str, Any] = {
+        "output_size": config.target_size,
+        "lambda_ssim": config.lambda_ssim,
+        "error_knee": config.error_knee,
+    }
+    params = _replaced(params, changes)
     target_size = params.output_size if config.input_size is not None else None
     return Task(network, GambaObjective(params, _lpips(config)), target_size)
 

@@ -81,6 +81,7 @@ class GambaObjective:
             lpips=self.lpips,
             lambda_lpips=params.lambda_lpips,
             lambda_ssim=params.lambda_ssim,
+            error_knee=params.error_knee,
         )
         compared = compare(gaussians, targets, targets.cameras, backgrounds)
         loss, metrics = compared.loss, dict(compared.metrics)
