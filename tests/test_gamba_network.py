@@ -367,3 +367,18 @@ def test_bench_report_names_every_network(tmp_path: Path) -> None:
     text = paths[1].read_text()
     assert "| gamba | bfloat16 | 16,384 | 21.0 | 18.5 | 900 |" in text and "| m | float32 | 5 | 9.0 |  |  |" in text
     assert json.loads(paths[0].read_text())["networks"][1]["median_ms"] == 9
+
+
+@pytest.mark.gpu
+def test_gpu_gives_the_same_gaussians_and_gradients() -> None:
+    torch.manual_seed(0)
+    network, inputs = Gamba(SMALL).eval(), (torch.rand(2, 10, 32, 32), torch.rand(2, 3, 32, 32))
+    results = []
+    for device in ("cpu", "cuda"):
+        network.to(device).zero_grad()
+        gaussians = network(*(value.to(device) for value in inputs))
+        gaussians.means.square().sum().backward()
+        gradient = network.transformer.layers[0].mamba_block.mixer.A_log.grad
+        results.append((gaussians.means.detach().cpu(), gradient.cpu()))
+    torch.testing.assert_close(results[1][0], results[0][0], atol=5e-3, rtol=0)
+    assert (results[1][1] - results[0][1]).norm() < 0.05 * results[0][1].norm()

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tests and times the CUDA scan on a lent GPU machine, beside mamba-ssm's kernels where their sources lie in .mamba
+# Tests and times the CUDA scan and Gamba on a lent GPU machine, beside mamba-ssm's kernels where their sources lie in .mamba
 # (csrc/selective_scan and a build.py that leaves selective_scan_cuda.so in .mamba/build; ours to use, not to ship).
 #   benchmarks/device/bench_scan.sh     results in $OUT: scan_cuda.{json,md,png}, tests.txt, the built module
 set -euo pipefail
@@ -17,6 +17,7 @@ if [ -f .mamba/build/selective_scan_cuda.so ]; then
   export MAQUETTE_MAMBA=.mamba/build
   cp .mamba/build/selective_scan_cuda.so "$OUT/"
 fi
-python3 -m pytest -q -m gpu tests/test_selective_scan_cuda.py > "$OUT/tests.txt" 2>&1 || true
+python3 -m pytest -q -m gpu tests/test_selective_scan_cuda.py tests/test_causal_conv.py tests/test_gamba_network.py > "$OUT/tests.txt" 2>&1 || true
 tail -n 12 "$OUT/tests.txt"
 python3 -m maquette.cli bench scan --device cuda -o "$OUT"
+python3 -m maquette.cli bench gamba --device cuda -o "$OUT"
