@@ -28,7 +28,7 @@ from maquette.surface.unwrap import unwrap
 from maquette.surface.volume import clean_volume
 
 SIGMA = 0.018
-SMALL = SurfaceOptions(resolution=64, num_faces=1500, texture_size=256, fast=True)
+SMALL = SurfaceOptions(resolution=64, num_faces=1500, texture_size=256, fast=True, fit_steps=0)
 
 
 def sphere_gaussians(count: int = 7000) -> Gaussians:
@@ -203,7 +203,7 @@ def test_textured_sphere_and_its_report() -> None:
     assert report.psnr_db is not None and report.psnr_limit_db is not None
     assert 15 < report.psnr_db < report.psnr_limit_db
     assert list(report.seconds) == [
-        f"mesh: {name}" for name in ("render", "surface", "simplify", "unwrap", "bake", "measure")
+        f"mesh: {name}" for name in ("render", "surface", "simplify", "pictures", "unwrap", "bake", "measure")
     ]
     up, down = Cameras.orbit([0.0], 89.0, height=64, width=64), Cameras.orbit([0.0], -89.0, height=64, width=64)
     for camera, color in ((up, (0.9, 0.1, 0.1)), (down, (0.1, 0.2, 0.8))):
@@ -234,6 +234,15 @@ def test_fit_comes_nearer_to_the_pictures_and_stays_closed() -> None:
     assert fitted.report.psnr_db > plain.report.psnr_db + 0.1
     assert fitted.report.watertight and fitted.report.triangles == plain.report.triangles
     assert "mesh: fit" in fitted.report.seconds
+
+
+def test_a_fit_that_does_not_help_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, options = sphere_gaussians(), dataclasses.replace(SMALL, measure=False)
+    monkeypatch.setattr(
+        "maquette.surface.convert.fit_vertices", lambda captures, points, faces, colors, **_: points * 0.9
+    )
+    spoiled = gaussians_to_asset(given, dataclasses.replace(options, fit_steps=1)).mesh
+    torch.testing.assert_close(spoiled.vertices, gaussians_to_asset(given, options).mesh.vertices)
 
 
 def test_conversions_write_reports(tmp_path: Path) -> None:

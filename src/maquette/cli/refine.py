@@ -27,14 +27,17 @@ class Args:
     """Picture of the size of the normal maps, light where the surface may change; the rest stays as it is."""
     view: int = 0
     """Which of the frames in use the region was painted on, from 0."""
-    steps: int = 200
+    steps: int = 150
     """Steps of the optimizer."""
-    finest: float = 0.015
+    finest: float = 0.02
     """Smallest edges, as a share of the object's radius."""
+    device: Annotated[str | None, arg(metavar="DEVICE")] = None
+    """cpu, cuda or cuda:N: where normals are rendered; by default the GPU if there is one."""
 
 
 def run(args: Args) -> int:
     """Refines one mesh."""
+    from maquette.device import choose_device
     from maquette.errors import InvalidInputError
     from maquette.io import read_image, read_mesh, write_mesh
     from maquette.surface.normal_maps import read_normal_maps
@@ -49,6 +52,7 @@ def run(args: Args) -> int:
     stages = Stages(StageLines())
     with stages.run("read"):
         mesh, maps = read_mesh(args.mesh), read_normal_maps(args.normals, frames=frames)
+        maps = maps.to(choose_device(args.device))
         region = None
         if args.region is not None:
             picture = read_image(args.region)

@@ -1,17 +1,22 @@
 """Vertices and texture fitted to the pictures through the differentiable rasterizer.
 
-Vertices follow coverage and colours at silhouettes, and stay smooth relative to where they came from. Texels follow the
-pictures' colours without their background, weighted by how squarely and surely a pixel sees the surface: nothing of a
-background bleeds into them, and slanted views do not blur them.
+Vertices follow coverage and colours at silhouettes. Their gradient is averaged over neighbours, and its scale is one
+number for all of them: what no silhouette moves stays, and the surface stays smooth. The pictures are halved for it:
+Gaussians have soft borders of a fixed number of pixels, which would be twice as wide in pictures rendered at half the
+size. Texels follow the pictures' colours without their background, weighted by how squarely and surely a pixel sees
+the surface: nothing of a background bleeds into them, and slanted views do not blur them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from maquette.cameras import Cameras
 from maquette.raster.mesh import rasterize_mesh
 from maquette.raster.shading import (
     antialias,
@@ -30,11 +35,12 @@ Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
 
 _VIEWS_PER_STEP = 4
-_TEXTURE_RATE = 0.02
-_VERTEX_RATE = 1.5e-3
-"""In units of the object's radius."""
-_SMOOTHNESS = 3e3
-_MOMENTS = (0.9, 0.99)
+_TEXTURE_RATE = 0.005
+_VERTEX_RATE = 4e-3
+"""In units of the object's radius, for the twentieth of the vertices that the pictures move most."""
+_MOVED_SHARE = 20
+_SMOOTHING = 3
+_MOMENTS = (0.9, 0.95)
 _LAST_RATE = 0.1
 
 
@@ -45,6 +51,7 @@ def fit_vertices(
     colors: Floats,
     *,
     steps: int,
+    device: torch.device,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Doubles:
@@ -55,33 +62,63 @@ def fit_vertices(
         points: `[N, 3]`; faces: `[M, 3]`: the mesh, in the pictures' coordinates.
         colors: of the vertices, `[N, 3]`.
         steps: of the optimizer, >= 1.
+        device: where it runs.
         seed: of the choice of pictures.
         progress: told after every step.
 
     Returns:
         New positions `[N, 3]`.
     """
-    triangles, shades = torch.from_numpy(faces), torch.from_numpy(colors[:, :3].copy())
+    triangles, start = (torch.from_numpy(value).to(device) for value in (faces, points.astype(np.float32)))
+    shades = torch.from_numpy(colors[:, :3].copy()).to(device)
     rgba = torch.cat([shades, torch.ones_like(shades[:, :1])], dim=1)
-    neighbors, roughness = face_neighbors(triangles), _Roughness(triangles, len(points))
-    start = torch.from_numpy(points).float()
-    offsets = torch.zeros_like(start).requires_grad_()
-    optimizer, schedule = _optimizer(offsets, _VERTEX_RATE, steps)
+    neighbors, around = face_neighbors(triangles), _Neighbors(triangles, len(points))
+    moved, mean, square = start.clone(), torch.zeros_like(start), start.new_zeros(())
+    pictures, cameras = _halved(captures, device)
     for step, views in enumerate(_batches(len(captures.color), steps, seed)):
-        optimizer.zero_grad()
-        moved = start + offsets
-        cameras = captures.cameras[torch.tensor(views)]
-        fragments = rasterize_mesh(moved, triangles, cameras)
-        flat = interpolate(rgba, triangles, fragments.triangle_id, fragments.barycentrics)
-        drawn = antialias(flat, moved, triangles, cameras, fragments, neighbors=neighbors)
-        wanted = torch.cat([torch.from_numpy(captures.premultiplied[views]), _alpha(captures, views)], dim=-1)
-        loss = (drawn - wanted).square().mean() + _SMOOTHNESS * roughness(offsets)
-        torch.autograd.backward(loss)
-        optimizer.step()
-        schedule.step()
+        moved.requires_grad_()
+        chosen = torch.tensor(views)
+        difference = _drawn(rgba, moved, triangles, cameras[chosen], neighbors) - pictures[chosen]
+        (gradient,) = torch.autograd.grad(difference.square().mean(), moved)
+        with torch.no_grad():
+            gradient = around.averaged(gradient, _SMOOTHING)
+            mean = mean.lerp(gradient, 1 - _MOMENTS[0])
+            most = gradient.square().sum(dim=1).topk(-(-len(points) // _MOVED_SHARE)).values.mean()
+            square = square.lerp(most, 1 - _MOMENTS[1])
+            scale = (1 - _MOMENTS[0] ** (step + 1)) * (square / (1 - _MOMENTS[1] ** (step + 1))).sqrt()
+            moved = moved - _VERTEX_RATE * (1 - step / steps) * mean / scale.clamp_min(1e-20)
         if progress is not None:
             progress(step + 1, steps)
-    return (start + offsets.detach()).double().numpy()
+    return moved.double().cpu().numpy()
+
+
+def mismatch(captures: Captures, points: Doubles, faces: Faces, colors: Floats, device: torch.device) -> float:
+    """Mean squared difference between pictures and a mesh with vertex colours, both on white; arguments as above."""
+    triangles, vertices = (torch.from_numpy(value).to(device) for value in (faces, points.astype(np.float32)))
+    shades = torch.from_numpy(colors[:, :3].copy()).to(device)
+    rgba = torch.cat([shades, torch.ones_like(shades[:, :1])], dim=1)
+    with torch.no_grad():
+        pictures, cameras = _halved(captures, device)
+        drawn = _drawn(rgba, vertices, triangles, cameras, face_neighbors(triangles))
+        return float((drawn - pictures).square().mean())
+
+
+def _halved(captures: Captures, device: torch.device) -> tuple[Tensor, Cameras]:
+    """The pictures on white at half their size `[V, H, W, 3]`, and their cameras."""
+    shown = torch.from_numpy(captures.premultiplied + (1 - captures.alpha)[..., None]).permute(0, 3, 1, 2)
+    cameras = captures.cameras
+    smaller = cameras.intrinsics * cameras.intrinsics.new_tensor([[0.5], [0.5], [1.0]])
+    pictures = functional.avg_pool2d(shown, 2).permute(0, 2, 3, 1).contiguous()
+    half = Cameras(cameras.world_to_camera, smaller, cameras.height // 2, cameras.width // 2)
+    return pictures.to(device), half.to(device)
+
+
+def _drawn(rgba: Tensor, vertices: Tensor, faces: Tensor, cameras: Cameras, neighbors: Tensor) -> Tensor:
+    """Antialiased picture on white `[V, H, W, 3]`; gradients by vertices come from silhouettes alone."""
+    fragments = rasterize_mesh(vertices, faces, cameras)
+    flat = interpolate(rgba, faces, fragments.triangle_id, fragments.barycentrics)
+    smooth = antialias(flat, vertices, faces, cameras, fragments, neighbors=neighbors)
+    return smooth[..., :3] + 1 - smooth[..., 3:]
 
 
 def fit_texture(
@@ -140,10 +177,6 @@ def _look(captures: Captures, view: int, vertices: Tensor, unwrapped: Unwrapped,
     return uvs, levels, torch.from_numpy(color), torch.from_numpy(trust)
 
 
-def _alpha(captures: Captures, views: list[int]) -> Tensor:
-    return torch.from_numpy(captures.alpha[views])[..., None]
-
-
 def _optimizer(
     parameter: Tensor, rate: float, steps: int
 ) -> tuple[torch.optim.Adam, torch.optim.lr_scheduler.ExponentialLR]:
@@ -162,13 +195,16 @@ def _batches(count: int, steps: int, seed: int) -> Iterator[list[int]]:
         order = order[_VIEWS_PER_STEP:]
 
 
-class _Roughness:
-    """Mean squared difference between the offsets of vertices and the mean of their neighbours'."""
+class _Neighbors:
+    """Averages over the vertices around each."""
 
     def __init__(self, faces: Tensor, count: int) -> None:
         self.edges = torch.cat([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
-        self.degrees = torch.bincount(self.edges[:, 0], minlength=count).clamp_min(1)[:, None].float()
+        self.degrees = torch.bincount(self.edges[:, 0], minlength=count)[:, None].float()
 
-    def __call__(self, offsets: Tensor) -> Tensor:
-        sums = torch.zeros_like(offsets).index_add(0, self.edges[:, 0], offsets[self.edges[:, 1]])
-        return (offsets - sums / self.degrees).square().mean()
+    def averaged(self, values: Tensor, times: int) -> Tensor:
+        """Values `[N, C]`, so many times mixed with those of their neighbours."""
+        for _ in range(times):
+            sums = torch.zeros_like(values).index_add(0, self.edges[:, 0], values[self.edges[:, 1]])
+            values = (values + sums) / (1 + self.degrees)
+        return values

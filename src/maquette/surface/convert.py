@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from maquette.errors import InvalidInputError
 from maquette.gaussians import Gaussians
 from maquette.mesh import Material, Mesh
-from maquette.surface.appearance import fit_texture, fit_vertices
+from maquette.surface.appearance import fit_texture, fit_vertices, mismatch
 from maquette.surface.bake import bake_colors, bake_texture, chart_texels
 from maquette.surface.captures import Captures, UnitGaussians, capture, sphere_cameras, unit_gaussians
 from maquette.surface.decimate import MIN_FACES, decimate
@@ -33,7 +34,9 @@ _SHAPE_VIEWS, _SHAPE_SIZE = 48, 256
 _COLOR_VIEWS, _COLOR_SIZE = 32, 512
 _MIN_PART = 0.02
 _FULL_FACES, _FAST_FACES = 20_000, 10_000
-_FULL_STEPS = 80
+_FULL_STEPS, _FAST_STEPS = 80, 20
+_TEST_VIEWS = 8
+"""Views that a fit does not see, which judge it."""
 _TEXTURE_SHARE = 5
 """One step for the texture for so many for the vertices."""
 _MAX_TEXTURE = 4096
@@ -49,8 +52,8 @@ class SurfaceOptions:
         num_faces: triangles, at least 16; None is 20,000, or 10,000 when fast. Less where the surface has less.
         colors: "texture", or "vertices" for colours at the vertices, without seams.
         texture_size: side of the texture in texels, 64 to 4096.
-        fast: leave out the fit of texture and vertices to the pictures, and take fewer triangles.
-        fit_steps: of that fit for the vertices, 0 to 10,000; a fifth as many follow for the texture.
+        fast: take fewer triangles, at most 20 steps of the fit for the vertices, and none for the texture.
+        fit_steps: of the fit of the vertices to the pictures, 0 to 10,000; a fifth as many follow for the texture.
         watertight: refuse to give a mesh that is not closed and manifold with a volume.
         measure: compare the mesh with the Gaussians for the report.
 
@@ -134,21 +137,17 @@ def gaussians_to_asset(
         points, faces = _surface(gaussians, unit, captures, options)
     with stages.run("mesh: simplify"):
         points, faces = decimate(points, faces, options.faces_wanted)
-    if not options.fast and options.fit_steps:
-        with stages.run("mesh: fit", options.fit_steps) as step:
-            points = fit_vertices(
-                captures,
-                points,
-                faces,
-                bake_colors(captures, points, faces, points, smooth_normals(points, faces)),
-                steps=options.fit_steps,
-                progress=step,
-            )
+    with stages.run("mesh: pictures"):
+        pictures = capture(unit.gaussians, sphere_cameras(_COLOR_VIEWS, _COLOR_SIZE))
+    steps = min(options.fit_steps, _FAST_STEPS) if options.fast else options.fit_steps
+    if steps:
+        with stages.run("mesh: fit", steps) as step:
+            points = _fitted(unit, pictures, points, faces, steps, step)
     if options.colors == "texture":
-        mesh = _textured(unit, points, faces, options, stages)
+        mesh = _textured(unit, pictures, points, faces, options, stages)
     else:
         with stages.run("mesh: colors"):
-            mesh = _colored(unit, captures, points, faces)
+            mesh = _colored(unit, pictures, points, faces)
     mesh = mesh.to(gaussians.device)
     likeness = None
     if options.measure:
@@ -186,6 +185,18 @@ def _surface(
     return separate_sheets(points, faces)
 
 
+def _fitted(
+    unit: UnitGaussians, captures: Captures, points: Doubles, faces: Faces, steps: int, step: Callable[[int, int], None]
+) -> Doubles:
+    """Vertices fitted to the views, or as they were where views in between do not gain by it."""
+    colors = bake_colors(captures, points, faces, points, smooth_normals(points, faces))
+    device = unit.gaussians.device
+    fitted = fit_vertices(captures, points, faces, colors, steps=steps, device=device, progress=step)
+    unseen = capture(unit.gaussians, sphere_cameras(_TEST_VIEWS, _COLOR_SIZE, turn=0.5))
+    better = mismatch(unseen, fitted, faces, colors, device) < mismatch(unseen, points, faces, colors, device)
+    return fitted if better else points
+
+
 def _colored(unit: UnitGaussians, captures: Captures, points: Doubles, faces: Faces) -> Mesh:
     normals = smooth_normals(points, faces)
     colors = torch.from_numpy(bake_colors(captures, points, faces, points, normals))
@@ -197,11 +208,12 @@ def _colored(unit: UnitGaussians, captures: Captures, points: Doubles, faces: Fa
     )
 
 
-def _textured(unit: UnitGaussians, points: Doubles, faces: Faces, options: SurfaceOptions, stages: Stages) -> Mesh:
+def _textured(
+    unit: UnitGaussians, captures: Captures, points: Doubles, faces: Faces, options: SurfaceOptions, stages: Stages
+) -> Mesh:
     with stages.run("mesh: unwrap"):
         unwrapped = unwrap(points, faces, options.texture_size)
     with stages.run("mesh: bake"):
-        captures = capture(unit.gaussians, sphere_cameras(_COLOR_VIEWS, _COLOR_SIZE))
         texture = _baked(captures, points, faces, unwrapped, options.texture_size)
     if not options.fast and options.fit_steps:
         steps = -(-options.fit_steps // _TEXTURE_SHARE)

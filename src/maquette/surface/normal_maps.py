@@ -24,7 +24,7 @@ class NormalMaps:
     """Wanted normals, seen by cameras.
 
     Attributes:
-        cameras: `[V]`, on the CPU.
+        cameras: `[V]`, on one device with the maps: there refinement renders.
         normals: unit, in the world, `[V, H, W, 3]`; ignored where alpha is 0.
         alpha: coverage 0..1, `[V, H, W]`.
 
@@ -45,6 +45,10 @@ class NormalMaps:
             )
         if max(expected[1:]) > MAX_SIZE:
             raise InvalidInputError(f"normal maps may have at most {MAX_SIZE} pixels a side, got {expected[1:]}")
+
+    def to(self, device: torch.device | str) -> NormalMaps:
+        """The same on a device."""
+        return NormalMaps(self.cameras.to(device), self.normals.to(device), self.alpha.to(device))
 
 
 def read_normal_maps(folder: str | Path, *, frames: list[int] | None = None) -> NormalMaps:

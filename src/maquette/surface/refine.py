@@ -35,6 +35,8 @@ _GAIN = 0.1
 _MAX_GRADIENT = 10.0
 _SMOOTHING = 0.05
 _LAST_RATE = 0.15
+_FINE, _FINE_FROM = 2.0, 0.7
+"""From this share of the steps on, no edge is wanted longer than so many times the smallest one."""
 _POSITION, _SQUARES, _SPEED, _MEAN, _FREEDOM, _LENGTH = slice(0, 3), 3, 4, slice(5, 8), 8, 9
 _BORDER_PX = 6.0
 _LAST_ROUNDS, _LAST_PASSES = 8, 12
@@ -91,7 +93,7 @@ def refine(
 
     Args:
         mesh: closed; touching sheets are separated first. Textures and colours are not kept.
-        maps: wanted normals.
+        maps: wanted normals; rendering runs on their device, remeshing on the CPU.
         options: how.
         region: what may change, as painted on one of the maps: `[H, W]`, 0..1, at the maps' size. Only the surface that
             this map's camera sees there moves, with a soft border; all else keeps its vertices.
@@ -107,14 +109,14 @@ def refine(
     options = options or RefineOptions()
     patch, scale = _start(mesh, options)
     if region is not None:
-        patch = _restricted(patch, maps.cameras, region, region_view)
+        patch = _restricted(patch, maps.cameras.to("cpu"), region, region_view)
     generator = torch.Generator().manual_seed(options.seed)
     for step in range(options.steps):
         share = step / max(options.steps - 1, 1)
         rate = options.rate * _LAST_RATE**share
         views = torch.randperm(maps.cameras.batch_shape[0], generator=generator)[: options.views_per_step]
         gradient = _gradient(patch, maps, views)
-        patch = _moved(patch, gradient, step + 1, rate, options, scale)
+        patch = _moved(patch, gradient, step + 1, rate, options, _edge_limits(options, share, scale))
         patch = unfolded(remeshed(patch), 1)
         if progress is not None:
             progress(step + 1, options.steps)
@@ -184,8 +186,9 @@ def _restricted(patch: Patch, cameras: Cameras, region: Tensor, view: int) -> Pa
 
 def _gradient(patch: Patch, maps: NormalMaps, views: Tensor) -> Doubles:
     """Gradient of the mean absolute difference of normals and coverage, `[N, 3]`."""
-    vertices = torch.from_numpy(patch.state[:, _POSITION]).float().requires_grad_()
-    faces, cameras = torch.from_numpy(patch.faces), maps.cameras[views]
+    device, cameras = maps.cameras.device, maps.cameras[views]
+    vertices = torch.from_numpy(patch.state[:, _POSITION]).float().to(device).requires_grad_()
+    faces = torch.from_numpy(patch.faces).to(device)
     corners = vertices[faces]
     crossed = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     summed = torch.zeros_like(vertices).index_add(0, faces.reshape(-1), crossed.repeat_interleave(3, dim=0))
@@ -197,11 +200,22 @@ def _gradient(patch: Patch, maps: NormalMaps, views: Tensor) -> Doubles:
     drawn = antialias(picture, vertices, faces, cameras, fragments)
     wanted = torch.cat([maps.normals[views] * maps.alpha[views][..., None], maps.alpha[views][..., None]], dim=-1)
     torch.autograd.backward((drawn - wanted).abs().mean())
-    gradient: Doubles = torch.nan_to_num(vertices.grad if vertices.grad is not None else vertices).double().numpy()
+    gradient: Doubles = (
+        torch.nan_to_num(vertices.grad if vertices.grad is not None else vertices).double().cpu().numpy()
+    )
     return gradient
 
 
-def _moved(patch: Patch, gradient: Doubles, step: int, rate: float, options: RefineOptions, scale: float) -> Patch:
+def _edge_limits(options: RefineOptions, share: float, scale: float) -> tuple[float, float]:
+    """Smallest and largest wanted edge after a share of the steps, in world units: long ones serve the way only."""
+    low, high = options.edge_lengths
+    last = min(high, _FINE * low)
+    return low * scale, high * (last / high) ** min(1.0, share / _FINE_FROM) * scale
+
+
+def _moved(
+    patch: Patch, gradient: Doubles, step: int, rate: float, options: RefineOptions, limits: tuple[float, float]
+) -> Patch:
     """One step of the optimizer."""
     state = patch.state.copy()
     points, speed = state[:, _POSITION].copy(), state[:, _SPEED]
@@ -228,7 +242,7 @@ def _moved(patch: Patch, gradient: Doubles, step: int, rate: float, options: Ref
     shift += _SMOOTHING * (across - (across * normals).sum(axis=1, keepdims=True) * normals)
     state[:, _POSITION] = _without_turning(points, freedom[:, None] * shift, patch.faces)
     growth = 1 + _GAIN * (state[:, _SPEED] - _WANTED_SPEED)
-    state[:, _LENGTH] = (length * growth).clip(options.edge_lengths[0] * scale, options.edge_lengths[1] * scale)
+    state[:, _LENGTH] = (length * growth).clip(*limits)
     return Patch(state, patch.faces, patch.frozen)
 
 
