@@ -15,7 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from maquette.raster import nvrtc
+
 _HEADER = Path(__file__).with_suffix(".h")
+_INCLUDES = Path(nvrtc.__file__).parent
 
 
 def run_on_cpu(module: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,7 +32,8 @@ def run_on_cpu(module: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch
             code = library.with_suffix(".cpp")
             code.write_text(f'#include "{_HEADER}"\n#include "{source}"\n')
             macros = [f"-D{option}" for option in options]
-            command = ["g++", "-std=c++20", "-O1", "-w", "-shared", "-fPIC", *macros, str(code), "-o", str(library)]
+            command = ["g++", "-std=c++20", "-O1", "-w", "-shared", "-fPIC", *macros, f"-I{_INCLUDES}", str(code)]
+            command += ["-o", str(library)]
             subprocess.run(command, check=True)
         handle = ctypes.CDLL(str(library))
         return {name: (handle, getattr(handle, name)) for name in names}
