@@ -242,7 +242,7 @@ def test_supersampling_only_changes_edges_of_flat_pictures() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"plan": "orbit"}, "standard, training, custom"),
+        ({"plan": "orbit"}, "standard, training, sides, custom"),
         ({"image_size": 4}, "8..4096"),
         ({"lighting": "sun"}, "studio, unlit, random"),
         ({"radius": 0.5}, "0.7"),
