@@ -14,7 +14,7 @@
 #   WORK, RUN              folders of the data, which the script of lgm-mini shares, and of the run
 #   LIMIT                  seconds after which this call has ended (calls end at 600)
 set -euo pipefail
-: "${OUT:?folder for results}" "${STAGE:?compare, train or wait}" "${GPUS:=4}" "${LIMIT:=585}" "${WORK:=/tmp/maquette}"
+: "${OUT:?folder for results}" "${STAGE:?compare, train or wait}" "${ASSETS:=.carry/assets.tar.xz}" "${GPUS:=4}" "${LIMIT:=585}" "${WORK:=/tmp/maquette}"
 : "${SECONDS_1:=300}" "${SECONDS_2:=800}" "${COMPARE_SECONDS:=75}" "${BATCH_1:=64}" "${BATCH_2:=16}" "${SOURCE:=src}"
 : "${INIT:=}" "${RUN:=$WORK/gamba}"
 export PYTHONPATH="$SOURCE:/tmp/site" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=8 SECONDS_1 SECONDS_2 BATCH_1 BATCH_2 GPUS WORK RUN INIT
@@ -25,7 +25,7 @@ if [ -d .whl ] && [ ! -d /tmp/site ]; then
 fi
 if [ ! -f "$WORK/train.done" ]; then
   nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
-  python3 -m maquette.cli data render .carry/assets.tar.xz -o "$WORK/train" --split train --plan training \
+  python3 -m maquette.cli data render "$ASSETS" -o "$WORK/train" --split train --plan training \
     --workers $(($(nproc) * 3 / 4)) 2>&1 | tail -c 200
   touch "$WORK/train.done"
   cp "$WORK/train/contact.png" "$OUT/"
@@ -44,7 +44,7 @@ PHASES
 case "$STAGE" in
   compare)
     number=0
-    [ -d "$WORK/val" ] || python3 -m maquette.cli data render .carry/assets.tar.xz -o "$WORK/val" --split val --plan standard \
+    [ -d "$WORK/val" ] || python3 -m maquette.cli data render "$ASSETS" -o "$WORK/val" --split val --plan standard \
       --workers $(($(nproc) * 3 / 4)) 2>&1 | tail -c 100
     start=(--input-size 128 --batch-size "$BATCH_1")
     [ -z "$INIT" ] || start=(--init-from "$INIT" --batch-size "$BATCH_2")

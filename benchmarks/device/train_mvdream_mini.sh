@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# The training of mvdream-mini on a GPU machine that is lent in calls of ten minutes. Carry .whl (tyro and diffusers) and
-# .carry (assets.tar.xz). A first call renders the sides of the training objects and may compare options; a second starts
-# the training, which outlives its call; further calls wait for it and bring home weights, logs and pictures in $OUT.
+# The training of mvdream-mini, and of the judge of its views, on a GPU machine that is lent in calls of ten minutes. Carry
+# .whl (tyro and diffusers) and .carry (assets.tar.xz). A first call renders the sides of the training objects and may
+# compare options; a second starts the training, which outlives its call; further calls wait for it and bring home
+# weights, logs and pictures in $OUT.
 #   STAGE=compare benchmarks/device/train_mvdream_mini.sh "--lr 1e-3" "--lr 2e-3" ...   trains an auto-encoder on all GPUs
 #                       for AE_SECONDS, then the denoiser on one GPU each for COMPARE_SECONDS, measured on the validation
 #                       split
@@ -15,7 +16,7 @@
 #   VARIANTS, LAYOUT       looks per object that are rendered; order of the weights (empty: channels first)
 #   LIMIT                  seconds after which this call has ended (calls end at 600)
 set -euo pipefail
-: "${OUT:?folder for results}" "${STAGE:?compare, train or wait}" "${GPUS:=4}" "${LIMIT:=585}" "${WORK:=/tmp/maquette}"
+: "${OUT:?folder for results}" "${STAGE:?compare, train or wait}" "${ASSETS:=.carry/assets.tar.xz}" "${GPUS:=4}" "${LIMIT:=585}" "${WORK:=/tmp/maquette}"
 : "${AE_SECONDS:=240}" "${SECONDS_2:=600}" "${COMPARE_SECONDS:=90}" "${BATCH_1:=24}" "${BATCH_2:=128}" "${SOURCE:=src}"
 : "${AUTOENCODER:=}" "${INIT:=}" "${VARIANTS:=8}" "${LAYOUT=--channels-last}"
 export PYTHONPATH="$SOURCE:/tmp/site" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=8 AE_SECONDS SECONDS_2 BATCH_1 BATCH_2 GPUS WORK
@@ -26,13 +27,12 @@ if [ -d .whl ] && [ ! -d /tmp/site ]; then
   python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target /tmp/site .whl/*.whl
 fi
 render() { # split plan
-  python3 -m maquette.cli data render .carry/assets.tar.xz -o "$WORK/$1-$2" --split "$1" --plan "$2" --no-geometry \
+  python3 -m maquette.cli data render "$ASSETS" -o "$WORK/$1-$2" --split "$1" --plan "$2" --no-geometry \
     --workers $(($(nproc) * 3 / 4)) "${@:3}" 2>&1 | tail -c 200
 }
 if [ ! -f "$WORK/data.done" ]; then
   nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
   render train sides --variants "$VARIANTS"
-  render val standard
   touch "$WORK/data.done"
   cp "$WORK/train-sides/contact.png" "$OUT/"
   echo "data ready after $(($(date +%s) - began)) s"
@@ -46,17 +46,17 @@ torchrun --standalone --nproc_per_node="$GPUS" -m maquette.cli train mvdream-min
 FIRST
 cat > "$WORK/train.sh" <<'PHASES'
 set -e
+python3 benchmarks/train_classifier.py --data "$WORK/train-sides" -o "$WORK/classifier.safetensors" > "$WORK/classifier.txt" 2>&1 &
 bash "$WORK/autoencoder.sh"
 torchrun --standalone --nproc_per_node="$GPUS" -m maquette.cli train mvdream-mini --data "$WORK/train-sides" \
   -o "$WORK/phase2" --autoencoder "$WORK/autoencoder.safetensors" --batch-size "$BATCH_2" --steps 20000 \
   --schedule-seconds "$SECONDS_2" ${INIT:+--init-from "$INIT"} $LAYOUT \
   --export "$WORK/mvdream-mini.safetensors" --save-every 100000 --picture-every 0 --log-every 100 "$@"
-python3 -m maquette.cli evaluate-views --model mvdream-mini --weights "$WORK/mvdream-mini.safetensors" \
-  --data "$WORK/val-standard" --split val -o "$WORK/val" --steps 10 --guidance 1 1.5 2.5 --limit 64
-python3 benchmarks/train_classifier.py --data "$WORK/train-sides" -o "$WORK/classifier.safetensors"
+wait
 PHASES
 case "$STAGE" in
   compare)
+    [ -d "$WORK/val-standard" ] || render val standard
     bash "$WORK/autoencoder.sh" > "$OUT/autoencoder.txt" 2>&1
     tail -n 2 "$OUT/autoencoder.txt"
     cp "$WORK/autoencoder.safetensors" "$OUT/"
@@ -85,7 +85,6 @@ case "$STAGE" in
       [ ! -f "$WORK/$phase/log.jsonl" ] || cp "$WORK/$phase/log.jsonl" "$OUT/log-$phase.jsonl"
     done
     ls -t "$WORK"/phase1/pictures/*.png 2>/dev/null | head -n 1 | xargs -r -I{} cp {} "$OUT/autoencoder.png"
-    [ ! -f "$WORK/val/sheet.png" ] || cp "$WORK/val/sheet.png" "$OUT/"
     [ ! -f "$WORK/classifier.safetensors" ] || cp "$WORK/classifier.safetensors" "$OUT/"
     # The best weights there are, for the case that the machine is lost before the end.
     for file in mvdream-mini autoencoder; do

@@ -120,7 +120,7 @@ def mvdream_mini() -> TrainConfig:
         batch_size=128,
         precision="bf16",
         ema_decay=0.9995,
-        optimizer=OptimizerConfig(lr=1e-3, betas=(0.9, 0.99), weight_decay=0.02, grad_clip=1.0),
+        optimizer=OptimizerConfig(lr=7e-4, betas=(0.9, 0.99), weight_decay=0.02, grad_clip=1.0),
         schedule=ScheduleConfig(kind="cosine", warmup_steps=500, final_fraction=0.01),
         sampling=SamplingConfig(num_inputs=4, target_views=1, input_targets=1, realistic_weight=2.0),
         augment=AugmentConfig(color_probability=0.5, mirror_probability=0.5),

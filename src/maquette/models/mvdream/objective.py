@@ -96,8 +96,8 @@ class DenoisingObjective:
         self,
         params: MVDreamParams,
         *,
-        drop_prompt: float = 0.35,
-        drop_picture: float = 0.45,
+        drop_prompt: float = 0.25,
+        drop_picture: float = 0.6,
         picture_noise: float = 0.1,
     ) -> None:
         """Sets it up.
