@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from torch import nn
 
 import training_stand_in
 from maquette.errors import InvalidInputError, WeightsError
+from maquette.nn.objective import ObjectiveResult
 from maquette.training.checkpoint import list_checkpoints, load_checkpoint
 from maquette.training.config import TrainConfig
 from maquette.training.loop import RunOptions, TrainingDivergedError, train
@@ -67,6 +70,34 @@ def test_training_learns_logs_and_exports(tmp_path: Path) -> None:
     exported = load_file(export)
     assert set(exported) == set(ColorNetwork().state_dict())
     assert all(torch.equal(value, ema[name].half()) for name, value in exported.items())
+
+
+def test_a_crashed_run_leaves_the_weights_of_its_last_checkpoint(tmp_path: Path) -> None:
+    export = tmp_path / "weights.safetensors"
+    run = tmp_path / "run"
+
+    class Crash(Exception):
+        pass
+
+    def task(config: TrainConfig) -> Task:
+        made, calls = make_task(config), 0
+        objective = made.objective
+
+        def failing(*arguments: Any) -> ObjectiveResult:
+            nonlocal calls
+            calls += 1
+            if calls > 6:
+                raise Crash
+            return objective(*arguments)
+
+        return dataclasses.replace(made, objective=failing)
+
+    with pytest.raises(Crash):
+        train(plain_config(steps=20), _options(run, export=export), make_dataset(), build=task)
+    (checkpoint,) = list_checkpoints(run)
+    ema = load_checkpoint(checkpoint).tensors["ema"]
+    assert checkpoint.name.endswith("4")
+    assert all(torch.equal(value, ema[name].half()) for name, value in load_file(export).items())
 
 
 def test_interrupted_run_equals_uninterrupted_in_process(tmp_path: Path) -> None:

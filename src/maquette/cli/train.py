@@ -86,7 +86,7 @@ class Args:
     init_from: Path | None = None
     """Weights to start from: a .safetensors file or a checkpoint folder."""
     export: Path | None = None
-    """Where to write the (averaged) weights as fp16 .safetensors at the end."""
+    """Where to write the (averaged) weights as fp16 .safetensors, with every checkpoint and at the end."""
     license: str = "Apache-2.0"
     """License named in the exported file."""
     device: Literal["cpu", "cuda"] | None = None

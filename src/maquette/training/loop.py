@@ -55,7 +55,7 @@ class RunOptions:
         save_every, log_every, picture_every: steps between checkpoints, log entries and picture grids (0: none).
         keep: checkpoints kept.
         init_from: weights to start from, a .safetensors file or a checkpoint folder; ignored when resuming.
-        export: where to write the final (averaged) weights as fp16, or None.
+        export: where to write the (averaged) weights as fp16 with every checkpoint and at the end, or None.
         license: put into the exported file's metadata.
         allow_config_change: resume although the config, data or number of processes differs.
         quiet: show nothing on the terminal.
@@ -239,12 +239,6 @@ class _Run:
         target = self._save()
         finished = self.clock.position >= self.config.steps
         seconds = self.earlier_seconds + time.monotonic() - self.start
-        if self.processes.is_first and self.options.export is not None:
-            average = self.runner.average
-            tensors = average.state_tensors() if average is not None else self.network.state_dict()
-            facts = {"seconds": round(seconds, 1), "processes": self.processes.world_size, "data": self.data_summary}
-            tensors = {**tensors, **self.feed.exported}
-            export_weights(self.options.export, tensors, self.config, self.step, facts, self.options.license)
         if log is not None:
             log.say(f"{reason} at step {self.step}/{self.config.steps} after {format_seconds(seconds)}: {target}")
             if not finished:
@@ -322,7 +316,17 @@ class _Run:
                 "versions": versions(),
             }
             path = save_checkpoint(self.options.output, self.step, tensors, state, self.options.keep)
+            if self.options.export is not None:
+                self._export(self.options.export)
         return path
+
+    def _export(self, path: Path) -> None:
+        average = self.runner.average
+        tensors = average.state_tensors() if average is not None else self.network.state_dict()
+        seconds = self.earlier_seconds + time.monotonic() - self.start
+        facts = {"seconds": round(seconds, 1), "processes": self.processes.world_size, "data": self.data_summary}
+        tensors = {**tensors, **self.feed.exported}
+        export_weights(path, tensors, self.config, self.step, facts, self.options.license)
 
     def _find_checkpoint(self) -> Checkpoint | None:
         existing = list_checkpoints(self.options.output)
