@@ -13,6 +13,7 @@ from torch import Tensor
 from cuda_on_cpu import run_on_cpu
 from maquette.errors import InvalidInputError, MissingDependencyError
 from maquette.nn.selective_scan import cuda, selective_scan
+from maquette.nn.selective_scan.chunks import BACKWARD, FORWARD, MAX_CHUNKS, chunk_count
 from maquette.raster import nvrtc
 from test_selective_scan import NAMES, case
 
@@ -37,7 +38,9 @@ def test_kernels_compile(
     dtype: torch.dtype, size: int, arch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MAQUETTE_CACHE", str(tmp_path))
-    assert nvrtc.compile_cubin(cuda.SOURCE, arch, cuda.kernel_options(dtype, size))[:4] == b"\x7fELF"
+    for source in cuda.SOURCES.values():
+        options = cuda.kernel_options(dtype, size, softplus=size > 1, gated=size < 64)
+        assert nvrtc.compile_cubin(source, arch, options)[:4] == b"\x7fELF"
 
 
 # --- the kernels' own source on the CPU ------------------------------------------------------------------------------
@@ -46,6 +49,12 @@ def test_kernels_compile(
 @pytest.fixture
 def kernels_on_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_on_cpu(cuda, tmp_path, monkeypatch)
+    monkeypatch.setattr(cuda, "processors", lambda _: 1)
+
+
+def force_chunks(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cuts the length into so many chunks, or into as many as there are tiles."""
+    monkeypatch.setattr(cuda, "chunk_count", lambda cost, blocks, tiles, processors: min(count, tiles))
 
 
 def fused(values: dict[str, Tensor]) -> Tensor:
@@ -93,6 +102,21 @@ def test_kernel_source_matches_the_reference(shape: tuple[int, int, int, int]) -
     compare(fused, shape)
 
 
+@pytest.mark.parametrize(("count", "shape"), [(2, (2, 33, 31, 5)), (2, (1, 40, 65, 16)), (7, (2, 3, 300, 16))])
+@pytest.mark.usefixtures("kernels_on_cpu")
+def test_kernel_source_in_chunks(count: int, shape: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    force_chunks(count, monkeypatch)
+    compare(fused, shape)
+
+
+@pytest.mark.usefixtures("kernels_on_cpu")
+def test_kernel_source_in_chunks_of_one_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+    force_chunks(100, monkeypatch)
+    compare(fused, (1, 3, 200, 40))
+    compare(fused, (1, 5, 130, 16), torch.bfloat16)
+    compare(fused, (2, 3, 100, 16), without=OPTIONAL)
+
+
 @pytest.mark.usefixtures("kernels_on_cpu")
 def test_kernel_source_in_bfloat16_and_without_optional_tensors() -> None:
     compare(fused, (2, 5, 40, 16), torch.bfloat16)
@@ -135,6 +159,24 @@ def test_gpu_matches_the_reference_at_every_length(length: int) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("count", [1, 2, 7, 64])
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((2, 40, 1000, 16), torch.float32),
+        ((1, 33, 129, 64), torch.float32),
+        ((1, 64, 16_961, 16), torch.bfloat16),
+        ((3, 5, 50, 20), torch.float16),
+    ],
+)
+def test_gpu_in_chunks(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    force_chunks(count, monkeypatch)
+    compare(on_gpu, shape, dtype, "cuda")
+
+
+@pytest.mark.gpu
 def test_gpu_without_optional_tensors() -> None:
     compare(on_gpu, (2, 34, 50, 16), device="cuda", without=OPTIONAL)
 
@@ -164,6 +206,17 @@ def test_gpu_keeps_nan_in_its_channel_and_behind_its_position() -> None:
     bad[1, 2, 70:] = True
     got = on_gpu(values)
     assert torch.equal(got.isnan(), bad) and torch.equal(got[~bad], clean[~bad])
+
+
+# --- the number of chunks --------------------------------------------------------------------------------------------
+
+
+def test_small_grids_are_cut_and_large_ones_are_not() -> None:
+    for cost in (FORWARD, BACKWARD):
+        assert chunk_count(cost, 256, 531, 132) == 1  # 8 items of 1,024 channels fill 132 multiprocessors
+        assert 32 * chunk_count(cost, 32, 531, 132) > 132  # one item: more blocks than multiprocessors
+        assert chunk_count(cost, 1, 2, 132) == 1  # nothing to gain
+        assert chunk_count(cost, 1, 100_000, 132) == MAX_CHUNKS
 
 
 def test_cuda_refuses_what_it_cannot_take() -> None:

@@ -1,12 +1,11 @@
 """CUDA C++ kernels without a build step: compiled by NVRTC at first use, kept as cubins on disk, launched on
 torch's current stream.
 
-Sources are the `*.cu` files beside this module or given by path (headers: `*.cuh` beside this module, included by
-quotes). They must not include CUDA
-headers, because an NVRTC wheel carries none, and every kernel is `extern "C"`. A cubin is keyed by the text of the
-source and of all headers, the target architecture, the macros and the NVRTC version, so a stale one is never used.
-It lies under `cubins` in maquette's cache folder (`$MAQUETTE_CACHE`); where that cannot be written, kernels are
-compiled once per process instead.
+Sources are the `*.cu` files beside this module or given by path (headers: `*.cuh` beside the source or this module,
+included by quotes). They must not include CUDA headers, because an NVRTC wheel carries none, and every kernel is
+`extern "C"`. A cubin is keyed by the text of the source and of all headers, the target architecture, the macros and
+the NVRTC version, so a stale one is never used. It lies under `cubins` in maquette's cache folder (`$MAQUETTE_CACHE`);
+where that cannot be written, kernels are compiled once per process instead.
 """
 
 from __future__ import annotations
@@ -211,7 +210,8 @@ def _cache_key(source_name: str | Path, arch: str, options: Sequence[str]) -> st
     from cuda.bindings import nvrtc
 
     digest = hashlib.sha256()
-    sources = [_source_path(source_name), *sorted(_SOURCE_FOLDER.glob("*.cuh"))]
+    source = _source_path(source_name)
+    sources = [source, *(path for folder in _include_folders(source) for path in sorted(folder.glob("*.cuh")))]
     for part in [arch, *options, repr(nvrtc.nvrtcVersion()), *(path.read_text(encoding="utf-8") for path in sources)]:
         data = part.encode("utf-8")
         digest.update(len(data).to_bytes(8, "little") + data)
@@ -227,6 +227,11 @@ def _source_path(source_name: str | Path) -> Path:
     return path
 
 
+def _include_folders(source: Path) -> list[Path]:
+    """Folders of the headers of a source, without repetition."""
+    return list(dict.fromkeys((source.parent, _SOURCE_FOLDER)))
+
+
 def _compile(source_name: str | Path, arch: str, options: Sequence[str]) -> bytes:
     from cuda.core import Program, ProgramOptions
 
@@ -234,18 +239,19 @@ def _compile(source_name: str | Path, arch: str, options: Sequence[str]) -> byte
     for option in options:
         name, equals, value = option.partition("=")
         macros.append((name, value) if equals else name)
+    source = _source_path(source_name)
     settings = ProgramOptions(
-        name=Path(source_name).name,
+        name=source.name,
         arch=arch,
         std="c++17",
         define_macro=macros or None,
-        include_path=str(_SOURCE_FOLDER),
+        include_path=[str(folder) for folder in _include_folders(source)],
     )
-    program = Program(_source_path(source_name).read_text(encoding="utf-8"), "c++", settings)
+    program = Program(source.read_text(encoding="utf-8"), "c++", settings)
     try:
         code = program.compile("cubin").code
     except Exception as error:  # cuda-core has no public type for compiler errors
-        raise UnsupportedError(f"NVRTC could not compile {Path(source_name).name} for {arch}: {error}") from error
+        raise UnsupportedError(f"NVRTC could not compile {source.name} for {arch}: {error}") from error
     finally:
         program.close()
     return code if isinstance(code, bytes) else code.encode("latin-1")
