@@ -19,7 +19,8 @@ DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 SOURCE = Path(__file__).with_name("causal_conv.cu")
 
-_CHUNK, _THREADS = 64, 128
+_CHUNKS = {"conv_forward": 64, "conv_backward": 61}
+_THREADS = 128
 
 
 def causal_conv_silu(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -45,10 +46,10 @@ def _dense_channels(value: Tensor) -> Tensor:
 def _launch(name: str, sequence: Tensor, *arguments: Tensor | int) -> None:
     """Runs a kernel on every channel of every chunk of positions."""
     batch, length, channels = sequence.shape
-    blocks = batch * -(-length // _CHUNK) * -(-channels // _THREADS)
+    blocks = batch * -(-length // _CHUNKS[name]) * -(-channels // _THREADS)
     with torch.cuda.device(sequence.device):
         options = (f"REAL={DTYPES[sequence.dtype]}",)
-        kernel = load_kernels(SOURCE, ("conv_forward", "conv_backward"), options)[name]
+        kernel = load_kernels(SOURCE, tuple(_CHUNKS), options)[name]
         launch(kernel, blocks, _THREADS, *arguments, channels, length)
 
 

@@ -40,4 +40,17 @@ __device__ __forceinline__ void store(u16* to, float x) {
     *to = y;
 }
 
+// Stores where `there` holds, but computes x everywhere: the threads of a warp do not wait for a branch per value.
+__device__ __forceinline__ void store_if(bool there, real* to, float x) {
+    real y;
+    store(&y, x);
+#if !defined(__CUDA_ARCH__)
+    if (there) *to = y;
+#elif REAL == 0
+    asm volatile("{.reg .pred p; setp.ne.s32 p, %0, 0; @p st.global.f32 [%1], %2;}" ::"r"((int)there), "l"(to), "f"(y));
+#else
+    asm volatile("{.reg .pred p; setp.ne.s32 p, %0, 0; @p st.global.u16 [%1], %2;}" ::"r"((int)there), "l"(to), "h"(y));
+#endif
+}
+
 __device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }

@@ -56,19 +56,6 @@ __device__ __forceinline__ float softplus(float x) {
 // The step size from delta + bias.
 __device__ __forceinline__ float step_from(float raw) { return SOFTPLUS ? softplus(raw) : raw; }
 
-// Stores where `there` holds, but computes x everywhere: the threads of a warp do not wait for a branch per value.
-__device__ __forceinline__ void store_if(bool there, real* to, float x) {
-    real y;
-    store(&y, x);
-#if !defined(__CUDA_ARCH__)
-    if (there) *to = y;
-#elif REAL == 0
-    asm volatile("{.reg .pred p; setp.ne.s32 p, %0, 0; @p st.global.f32 [%1], %2;}" ::"r"((int)there), "l"(to), "f"(y));
-#else
-    asm volatile("{.reg .pred p; setp.ne.s32 p, %0, 0; @p st.global.u16 [%1], %2;}" ::"r"((int)there), "l"(to), "h"(y));
-#endif
-}
-
 // A row of four neighbouring states in shared memory.
 __device__ __forceinline__ void load4(float (&to)[4], const float* from) {
     const float4 v = *reinterpret_cast<const float4*>(from);
