@@ -22,7 +22,7 @@ from maquette.errors import InvalidInputError, WeightsError
 from maquette.gaussians import Gaussians
 from maquette.models.gamba.bench import Measurement, write_report
 from maquette.models.gamba.inputs import front_cameras, network_inputs
-from maquette.models.gamba.network import Gamba, _dropped
+from maquette.models.gamba.network import Gamba, _kept
 from maquette.models.gamba.official import network_state, official_name
 from maquette.models.gamba.params import GAMBA_MINI, GambaParams
 from maquette.models.gamba.reconstructor import GambaReconstructor
@@ -207,12 +207,17 @@ def test_stochastic_depth_drops_whole_samples() -> None:
     rates = [layer.drop_path for layer in Gamba(dataclasses.replace(SMALL, num_layers=14)).transformer.layers]
     np.testing.assert_allclose(rates, [0.0, *np.linspace(0, 0.1, 14)[:13]])
     torch.manual_seed(0)
-    values = torch.ones(4000, 2, 2)
-    dropped = _dropped(values, 0.25, True)
-    kept = dropped[:, 0, 0] > 0
-    assert float(kept.float().mean()) == pytest.approx(0.75, abs=0.03)
-    torch.testing.assert_close(dropped, values * (kept / 0.75)[:, None, None])
-    assert torch.equal(_dropped(values, 0.25, False), values)
+    factors = _kept(torch.ones(4000, 2, 2), 0.25)
+    kept = factors > 0
+    assert factors.shape == (4000, 1, 1) and float(kept.float().mean()) == pytest.approx(0.75, abs=0.03)
+    torch.testing.assert_close(factors, kept / 0.75)
+    layer = Gamba(dataclasses.replace(SMALL, drop_path=1.0)).transformer.layers[-1]
+    layer.drop_path = 1.0 - 1e-12  # everything is dropped but the sum of the layers before
+    hidden, residual = torch.randn(2, 1, 8, SMALL.width)
+    given = torch.randn(1, 3, SMALL.encoder.width)
+    total = layer.train()(hidden, residual, given)[1]
+    assert torch.equal(total, layer(torch.zeros_like(hidden), residual, given)[1])
+    assert not torch.equal(total, layer.eval()(hidden, residual, given)[1])
 
 
 def test_image_encoder_takes_other_sizes_and_has_no_registers_if_not_asked() -> None:

@@ -64,11 +64,16 @@ class GambaLayer(nn.Module):
     """Puts the condition before the Gaussian tokens and mixes the sequence.
 
     The tokens see the condition, which comes first; the condition is given anew to every layer.
+
+    Args:
+        params: sizes.
+        drop_path: rate of stochastic depth, 0..1.
+        turn: whether to read the tokens from last to first.
     """
 
-    def __init__(self, params: GambaParams, drop_path: float) -> None:
+    def __init__(self, params: GambaParams, drop_path: float, turn: bool = False) -> None:
         super().__init__()
-        self.num_parts, self.drop_path = params.num_parts, drop_path
+        self.num_parts, self.drop_path, self.turn = params.num_parts, drop_path, turn
         self.cond_affine = nn.Linear(params.encoder.width, params.width)
         self.mamba_block = MambaBlock(params)
 
@@ -83,10 +88,12 @@ class GambaLayer(nn.Module):
         Returns:
             `hidden` and `residual` of the whole sequence, `[B, parts * M + N, C]`: see `tokens_of`.
         """
-        given = self.cond_affine(condition)
-        sequence = self._joined(given.to(hidden.dtype), hidden)
-        earlier = self._joined(torch.zeros_like(given, dtype=residual.dtype), residual)
-        total = _dropped(sequence, self.drop_path, self.training) + earlier
+        given = self.cond_affine(condition).to(hidden.dtype)
+        if self.training and self.drop_path > 0.0:
+            kept = _kept(hidden, self.drop_path)
+            given, hidden = given * kept, hidden * kept
+        tokens = hidden + residual
+        total = self._joined(given.to(tokens.dtype), tokens.flip(1) if self.turn else tokens)
         return self.mamba_block(total), total
 
     def _joined(self, condition: Tensor, tokens: Tensor) -> Tensor:
@@ -101,12 +108,10 @@ def tokens_of(sequence: Tensor, num_condition: int, num_parts: int) -> Tensor:
     return parts[:, :, num_condition:].flatten(1, 2)
 
 
-def _dropped(values: Tensor, rate: float, training: bool) -> Tensor:
-    """Stochastic depth: `[B, ...]` where whole samples are zero at this rate, and the others are enlarged."""
-    if not training or rate == 0.0:
-        return values
+def _kept(values: Tensor, rate: float) -> Tensor:
+    """Stochastic depth: factors `[B, 1, 1]` for `[B, ...]`, zero for samples at this rate and larger for the others."""
     keep = torch.rand(len(values), 1, 1, device=values.device) >= rate
-    return values * (keep / (1 - rate)).to(values.dtype)
+    return (keep / (1 - rate)).to(values.dtype)
 
 
 class GambaFormer(nn.Module):
@@ -119,7 +124,8 @@ class GambaFormer(nn.Module):
         self.pos_embed = nn.Parameter(torch.randn(rows, params.width) / math.sqrt(params.width))
         # The official rates: the first two layers never drop, the last one falls short of the full rate by one step.
         step = params.drop_path / max(params.num_layers - 1, 1)
-        layers = [GambaLayer(params, max(i - 1, 0) * step) for i in range(params.num_layers)]
+        turns = [params.alternate_direction and i > 0 for i in range(params.num_layers)]
+        layers = [GambaLayer(params, max(i - 1, 0) * step, turn) for i, turn in enumerate(turns)]
         self.layers = nn.ModuleList(layers)
         self.norm_f = FloatRMSNorm(params.width)
 
@@ -128,15 +134,13 @@ class GambaFormer(nn.Module):
         repeats = tokens.shape[1] // len(self.pos_embed)
         hidden = tokens + self.pos_embed.repeat_interleave(repeats, dim=0)
         residual = torch.zeros_like(hidden, dtype=torch.float32)
-        backwards = False
         for layer in self.layers:
             sequences = layer(hidden, residual, condition)
             hidden, residual = (
                 tokens_of(sequence, condition.shape[1], self.params.num_parts) for sequence in sequences
             )
-            if self.params.alternate_direction:
-                hidden, residual, backwards = hidden.flip(1), residual.flip(1), not backwards
         features: Tensor = self.norm_f(hidden + residual)
+        backwards = self.params.alternate_direction and self.params.num_layers % 2 == 0
         return features.flip(1) if backwards else features
 
 
