@@ -54,6 +54,7 @@ TINY_MINI = dataclasses.replace(
     noise=NoiseParams(prediction="v_prediction", from_pure_noise=True),
     front_view=0,
     picture_optional=True,
+    picture_is_front=True,
 )
 """Of the make of `mvdream-mini`: sentence or picture, views with alpha."""
 

@@ -71,6 +71,24 @@ def test_sides_are_scored_with_and_without_the_front() -> None:
     assert "| truth | 100.00 (100.00) | 1.000 (1.000) |" in table
 
 
+def test_novel_views_may_be_made_with_the_front_that_was_given() -> None:
+    data, seen = painted(), []
+
+    def reconstruct(views: Views) -> Gaussians:
+        seen.append(views.images[0])
+        return ball(views)
+
+    def nothing(front: torch.Tensor, _: int) -> torch.Tensor:
+        return torch.zeros_like(front).expand(4, -1, -1, -1)
+
+    scores = [
+        evaluate_sides("nothing", nothing, data, reconstruct=reconstruct, keep_front=kept).mean for kept in (False, True)
+    ]
+    assert scores[0].psnr == scores[1].psnr < 100  # the front that was made is scored either way
+    assert not seen[0].any()
+    assert torch.equal(seen[3][0], data.views(0, [0]).images[0]) and not seen[3][1:].any()
+
+
 def test_the_nearest_training_object_is_found(tmp_path: Path) -> None:
     nearest = NearestObject(painted(shift=0.02))
     for index in range(3):

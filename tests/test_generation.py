@@ -71,6 +71,8 @@ def test_one_picture_becomes_files_stage_by_stage(pipeline: MultiViewPipeline, p
     assert assets.results[0].gaussians.num_gaussians == 299
     prepared = read_image(tmp_path / "out" / "ball-prepared.png")
     assert prepared.shape == (4, 32, 32)
+    made = read_views(assets.made.folders[0]).images
+    assert torch.equal(made[0], prepared) and not torch.equal(made[1], prepared)  # the picture is the front
     # The second half alone does the same.
     first = SEEN[-1]
     generate(assets.made.folders[0], tmp_path / "again", model=fake_model, formats="ply")

@@ -114,6 +114,8 @@ def make_views(
 ) -> MadeViews:
     """Makes the four sides of an object from one picture of it, a sentence or both.
 
+    The front of models whose picture is the front itself (`MVDreamParams.picture_is_front`) is the prepared picture.
+
     Args:
         picture: a file, or `[3|4, H, W]` in 0..1; None takes the sentence alone.
         output: folder for `<name>-views` (with `-1`, `-2`... when there are several samples), `<name>-prepared.png`,
@@ -163,6 +165,8 @@ def make_views(
             elevation_deg=options.elevation_deg,
             progress=step,
         )
+        if prepared is not None and pipeline.params.picture_is_front:
+            images[:, 0] = prepared.image.to(images)
     with stages.run("write views"):
         folders = _write(images.cpu(), folder, name, options)
         files["views"] = folder / f"{name}-views.png"

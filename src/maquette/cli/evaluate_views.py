@@ -95,7 +95,7 @@ def run(args: Args) -> int:
 def _measure_sides(args: Args, device: torch.device) -> list[SideEvaluation]:
     from maquette.cli.evaluate import load_dataset
     from maquette.data.dataset import RenderedDataset
-    from maquette.evaluation.generation import NearestObject, evaluate_sides, repeat_front
+    from maquette.evaluation.generation import NearestObject, repeat_front
     from maquette.evaluation.generation_sheet import write_sides_sheet
     from maquette.generators import load_generator
     from maquette.registry import load
@@ -113,24 +113,21 @@ def _measure_sides(args: Args, device: torch.device) -> list[SideEvaluation]:
     answers["baseline: front repeated"] = repeat_front
     if args.train_data is not None:
         answers["baseline: nearest training object"] = NearestObject(RenderedDataset.load(args.train_data, "train"))
-    return [_with_bar(name, answer, evaluate_sides, dataset, reconstruct, device) for name, answer in answers.items()]
+    settings = {
+        "reconstruct": reconstruct,
+        "keep_front": generator.params.picture_is_front,
+        "device": device,
+    }
+    return [_with_bar(name, answer, dataset, settings) for name, answer in answers.items()]
 
 
-def _with_bar(
-    name: str, answer: Any, evaluate_sides: Any, dataset: Any, reconstruct: Any, device: Any
-) -> SideEvaluation:
+def _with_bar(name: str, answer: Any, dataset: Any, settings: dict[str, Any]) -> SideEvaluation:
     from tqdm import tqdm
 
+    from maquette.evaluation.generation import evaluate_sides
+
     with tqdm(total=len(dataset), unit="object", desc=name, dynamic_ncols=True) as bar:
-        result: SideEvaluation = evaluate_sides(
-            name,
-            answer,
-            dataset,
-            reconstruct=reconstruct,
-            device=device,
-            progress=lambda done: bar.update(done - bar.n),
-        )
-    return result
+        return evaluate_sides(name, answer, dataset, progress=lambda done: bar.update(done - bar.n), **settings)
 
 
 def _answer(generator: Any, steps: int, guidance: float, seed: int) -> Any:

@@ -73,6 +73,7 @@ def evaluate_sides(
     dataset: RenderedDataset,
     *,
     reconstruct: Reconstruct | None = None,
+    keep_front: bool = False,
     device: torch.device | str = "cpu",
     progress: Callable[[int], None] | None = None,
 ) -> SideEvaluation:
@@ -83,6 +84,7 @@ def evaluate_sides(
         answer: see `Answer`; its pictures may have another size, they are resized.
         dataset: rendered with `--plan standard`; its first input view is the front.
         reconstruct: model from the four views to Gaussians, whose novel views are compared as well.
+        keep_front: reconstruct from the front that was given, not from the one that was made.
         device: where pictures are compared.
         progress: called with the number of objects done.
 
@@ -97,19 +99,23 @@ def evaluate_sides(
         start = time.perf_counter()
         made = sized(answer(truth.images[0], index).to(device, torch.float32), ORBIT4_NOVEL8.image_size)
         seconds = time.perf_counter() - start
-        results.append((info, _scores(Views(made, truth.cameras), truth, novel, reconstruct, seconds)))
+        scores = _scores(Views(made, truth.cameras), truth, novel, reconstruct, keep_front, seconds)
+        results.append((info, scores))
         if progress is not None:
             progress(index + 1)
     return SideEvaluation(name, tuple(results))
 
 
-def _scores(made: Views, truth: Views, novel: Views, reconstruct: Reconstruct | None, seconds: float) -> SideScores:
+def _scores(
+    made: Views, truth: Views, novel: Views, reconstruct: Reconstruct | None, keep_front: bool, seconds: float
+) -> SideScores:
     fidelity = psnr(made.composited(), truth.composited())
     overlap = alpha_iou(made.images[:, 3], truth.images[:, 3])
     after = float("nan")
     if reconstruct is not None:
         cameras = Cameras.stack([novel.cameras])
-        color, _ = predict(reconstruct, _batched(made), cameras, ORBIT4_NOVEL8)
+        images = torch.cat([truth.images[:1], made.images[1:]]) if keep_front else made.images
+        color, _ = predict(reconstruct, _batched(Views(images, made.cameras)), cameras, ORBIT4_NOVEL8)
         after = float(psnr(color[0], novel.composited()).mean())
     return SideScores(
         float(fidelity.mean()),

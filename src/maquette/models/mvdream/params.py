@@ -208,6 +208,8 @@ class MVDreamParams:
         front_view: which of them shows the front.
         picture_border: share of the side of a prompt picture that is left free around the object.
         picture_optional: whether a model with a picture encoder was also trained without pictures.
+        picture_is_front: whether the prompt picture is the front view itself, pixel by pixel, so that it can take the
+            place of the front that the model draws.
         default_steps, default_guidance: of the official examples.
 
     Raises:
@@ -225,6 +227,7 @@ class MVDreamParams:
     front_view: int = 0
     picture_border: float = 0.2
     picture_optional: bool = False
+    picture_is_front: bool = False
     default_steps: int = 30
     default_guidance: float = 7.5
 
@@ -302,6 +305,7 @@ MVDREAM_MINI = MVDreamParams(
     noise=NoiseParams(prediction="v_prediction", from_pure_noise=True),
     picture_border=0.3,
     picture_optional=True,
+    picture_is_front=True,
     default_steps=20,
     default_guidance=3.0,
 )
