@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -118,9 +119,34 @@ def test_kernel_source_in_chunks_of_one_tile(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.usefixtures("kernels_on_cpu")
+def test_kernel_source_in_as_many_chunks_as_it_likes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "processors", lambda _: 4)
+    assert all(chunk_count(cost, 1, 22, 4) > 1 for cost in (FORWARD, BACKWARD))
+    compare(fused, (1, 3, 700, 16))
+
+
+@pytest.mark.usefixtures("kernels_on_cpu")
 def test_kernel_source_in_bfloat16_and_without_optional_tensors() -> None:
     compare(fused, (2, 5, 40, 16), torch.bfloat16)
     compare(fused, (1, 3, 40, 3), without=OPTIONAL)
+
+
+@pytest.mark.usefixtures("kernels_on_cpu")
+def test_states_are_kept_for_gradients_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[bool] = []
+    run = cuda.launch
+
+    def launch(kernel: Any, blocks: int, threads: int, *args: Any) -> None:
+        kept.append(args[-4] is not None)  # before three sizes
+        run(kernel, blocks, threads, *args)
+
+    monkeypatch.setattr(cuda, "launch", launch)
+    values = case(1, 2, 40, 4, torch.float32)
+    fused(values)
+    with torch.no_grad():
+        fused(values)
+    fused({name: value.detach() for name, value in values.items()})
+    assert kept == [True, False, False]
 
 
 @pytest.mark.usefixtures("kernels_on_cpu")

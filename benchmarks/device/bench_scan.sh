@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Tests and times the CUDA scan and Gamba on a lent GPU machine, beside mamba-ssm's kernels where their sources lie in .mamba
 # (csrc/selective_scan and a build.py that leaves selective_scan_cuda.so in .mamba/build; ours to use, not to ship).
-#   COMMIT=HASH benchmarks/device/bench_scan.sh     results in $OUT: scan_cuda.{json,md,png}, tests.txt, the built module
+#   COMMIT=HASH benchmarks/device/bench_scan.sh     results in $OUT: scan_cuda.* and gamba_cuda.* (json,
+#                                                   md), tests.txt, chunks.txt (times by number of chunks), the built module
 set -euo pipefail
 : "${OUT:?folder for results}"
 export PYTHONPATH="src:/tmp/site" PYTHONUNBUFFERED=1
@@ -19,5 +20,6 @@ if [ -f .mamba/build/selective_scan_cuda.so ]; then
 fi
 python3 -m pytest -q -m gpu tests/test_selective_scan_cuda.py tests/test_causal_conv.py tests/test_gamba_network.py > "$OUT/tests.txt" 2>&1 || true
 tail -n 12 "$OUT/tests.txt"
+python3 benchmarks/device/tune_scan.py 2>&1 | tee "$OUT/chunks.txt" || true
 python3 -m maquette.cli bench scan --device cuda -o "$OUT" ${COMMIT:+--commit "$COMMIT"}
 python3 -m maquette.cli bench gamba --device cuda -o "$OUT" ${COMMIT:+--commit "$COMMIT"}

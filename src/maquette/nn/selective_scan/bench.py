@@ -270,9 +270,9 @@ def _measure(contender: _Contender, values: dict[str, Tensor], device: torch.dev
 
 
 def _results(contender: _Contender, values: dict[str, Tensor]) -> list[Tensor]:
-    """The output and the gradients for one fixed upstream gradient, on the CPU, float32."""
+    """The output and the gradients for one fixed upstream gradient, float32."""
     output = contender.scan(values)
     generator = torch.Generator(output.device).manual_seed(1)
     upstream = torch.randn(output.shape, generator=generator, device=output.device).to(output.dtype)
     gradients = torch.autograd.grad(output, tuple(values.values()), upstream)
-    return [value.detach().float().cpu() for value in (output, *gradients)]
+    return [value.detach().float() for value in (output, *gradients)]

@@ -21,13 +21,15 @@ class ScanCost:
         first_pass: the pass over the chunks' ends, relative to the main pass.
         latency: per tile of a block that has a multiprocessor to itself.
         resident: blocks that a multiprocessor works on at once.
-        start: what a pass costs beside its tiles.
+        start: what a block costs beside its tiles.
+        launch: what one more kernel costs.
     """
 
     first_pass: float
     latency: float
     resident: int
-    start: float = 8.0
+    start: float = 2.0
+    launch: float = 5.0
 
     def time(self, chunks: int, blocks: int, tiles: int, processors: int) -> float:
         """The model: the busiest multiprocessor's blocks, one set of resident ones after the other.
@@ -41,8 +43,8 @@ class ScanCost:
         busiest = -(-blocks * chunks // processors)
         together = min(busiest, self.resident)
         per_tile = busiest / together * max(together, self.latency)
-        once = -(-tiles // chunks) * per_tile + self.start
-        return once * (1.0 if chunks == 1 else 1.0 + self.first_pass)
+        once = (-(-tiles // chunks) + self.start) * per_tile
+        return once if chunks == 1 else once * (1.0 + self.first_pass) + self.launch
 
 
 FORWARD = ScanCost(first_pass=0.8, latency=2.5, resident=4)

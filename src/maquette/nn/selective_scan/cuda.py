@@ -46,9 +46,10 @@ def scan(
     delta_softplus: bool,
 ) -> Tensor:
     """As `maquette.nn.selective_scan.selective_scan`, for CUDA tensors; differentiable once."""
-    result: Tensor = _Scan.apply(  # type: ignore[no-untyped-call]
-        inputs, delta, into, out_of, gate, _weights(decay), _weights(skip), _weights(delta_bias), delta_softplus
-    )
+    tensors = (inputs, delta, into, out_of, gate, _weights(decay), _weights(skip), _weights(delta_bias))
+    # Asked here, because inside the function gradients are always off and parameters always want one.
+    differentiable = torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in tensors)
+    result: Tensor = _Scan.apply(*tensors, delta_softplus, differentiable)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -170,6 +171,7 @@ class _Scan(torch.autograd.Function):
         skip: Tensor | None,
         bias: Tensor | None,
         softplus: bool,
+        differentiable: bool,
     ) -> Tensor:
         with torch.cuda.device(inputs.device):
             x, steps, b, c = (_token_major(value) for value in (inputs, delta, into, out_of))
@@ -177,7 +179,7 @@ class _Scan(torch.autograd.Function):
             plan = _geometry(x, decay.shape[1], softplus, z is not None, chunks.FORWARD)
             outputs = x.new_empty(x.shape)
             starts = None
-            if any(ctx.needs_input_grad):
+            if differentiable:
                 starts = x.new_empty(plan.columns * plan.tiles * plan.kept, dtype=torch.float32)
             ends = plan.ends(False, x, steps, None, b, decay, bias)
             weights = (decay, skip, bias)
@@ -214,5 +216,6 @@ class _Scan(torch.autograd.Function):
             grad_decay.sum(0),
             None if skip is None else grad_skip.sum(0),
             None if bias is None else grad_bias.sum(0),
+            None,
             None,
         )
