@@ -165,6 +165,31 @@ def test_a_tiny_model_learns_to_show_what_it_is_told(autoencoder_file: Path, tmp
             assert right > 18 and right > wrong + 5, (caption, right, wrong)
 
 
+def test_a_wrong_hue_costs_more_than_wrong_edges() -> None:
+    objective = AutoencoderObjective(TINY.autoencoder)
+    size = 64
+    images = torch.full((1, 1, 4, size, size), 0.5)
+    images[:, :, 3] = 1
+    views = Views(images, Cameras.stack([Cameras.orbit([0.0], height=size, width=size)]))
+    checks = (torch.arange(size)[:, None] + torch.arange(size)) % 2 * 2.0 - 1
+
+    class Shifted(torch.nn.Module):
+        def __init__(self, pattern: torch.Tensor) -> None:
+            super().__init__()
+            self.pattern = pattern
+
+        def forward(self, planes: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            rebuilt = planes.clone()
+            rebuilt[:, 1] += 0.1 * self.pattern
+            return rebuilt, torch.ones_like(noise), torch.zeros_like(noise)
+
+    hue, edges = (
+        objective(Shifted(p), views, views, torch.Generator(), False) for p in (torch.ones(size, size), checks)
+    )
+    assert hue.metrics["l1"] == pytest.approx(float(edges.metrics["l1"]))
+    assert hue.metrics["color"] == pytest.approx(0.1 * 4 / 4) and edges.metrics["color"] < 1e-6
+
+
 def test_denoisers_resume_exactly_and_continue_from_their_exports(autoencoder_file: Path, tmp_path: Path) -> None:
     whole = train_denoiser(autoencoder_file, tmp_path / "whole", 4)
     train_denoiser(autoencoder_file, tmp_path / "parts", 4, max_seconds=0.0)
@@ -241,7 +266,7 @@ def test_training_reports_pictures_and_metrics() -> None:
     assert set(result.metrics) == {"error", "error_noisiest_fifth"}
     assert float(result.metrics["error"]) == pytest.approx(1.0, abs=0.5)
     rebuilt = AutoencoderObjective(TINY.autoencoder)(autoencoder, views, views, torch.Generator(), False)
-    assert set(rebuilt.metrics) == {"l1", "ssim", "psnr", "latent_power"} and rebuilt.pictures is not None
+    assert set(rebuilt.metrics) == {"l1", "color", "ssim", "psnr", "latent_power"} and rebuilt.pictures is not None
 
 
 def test_both_stages_train_under_autocast_and_use_all_they_train() -> None:

@@ -17,7 +17,7 @@
 #   LIMIT                  seconds after which this call has ended (calls end at 600)
 set -euo pipefail
 : "${OUT:?folder for results}" "${STAGE:?compare, train or wait}" "${ASSETS:=.carry/assets.tar.xz}" "${GPUS:=4}" "${LIMIT:=585}" "${WORK:=/tmp/maquette}"
-: "${AE_SECONDS:=240}" "${SECONDS_2:=600}" "${COMPARE_SECONDS:=90}" "${BATCH_1:=24}" "${BATCH_2:=128}" "${SOURCE:=src}"
+: "${AE_SECONDS:=240}" "${SECONDS_2:=600}" "${COMPARE_SECONDS:=90}" "${BATCH_1:=6}" "${BATCH_2:=128}" "${SOURCE:=src}"
 : "${AUTOENCODER:=}" "${INIT:=}" "${VARIANTS:=8}" "${LAYOUT=--channels-last}"
 export PYTHONPATH="$SOURCE:/tmp/site" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=8 AE_SECONDS SECONDS_2 BATCH_1 BATCH_2 GPUS WORK
 export AUTOENCODER INIT LAYOUT HF_HUB_OFFLINE=1
@@ -41,7 +41,7 @@ cat > "$WORK/autoencoder.sh" <<'FIRST'
 set -e
 if [ -n "$AUTOENCODER" ]; then cp "$AUTOENCODER" "$WORK/autoencoder.safetensors"; exit 0; fi
 torchrun --standalone --nproc_per_node="$GPUS" -m maquette.cli train mvdream-mini-autoencoder --data "$WORK/train-sides" \
-  -o "$WORK/phase1" --batch-size "$BATCH_1" --steps 6000 --schedule-seconds "$AE_SECONDS" $LAYOUT \
+  -o "$WORK/phase1" --batch-size "$BATCH_1" --steps 20000 --schedule-seconds "$AE_SECONDS" $LAYOUT \
   --export "$WORK/autoencoder.safetensors" --save-every 100000 --picture-every 500 --log-every 50
 FIRST
 cat > "$WORK/train.sh" <<'PHASES'
@@ -51,7 +51,7 @@ bash "$WORK/autoencoder.sh"
 torchrun --standalone --nproc_per_node="$GPUS" -m maquette.cli train mvdream-mini --data "$WORK/train-sides" \
   -o "$WORK/phase2" --autoencoder "$WORK/autoencoder.safetensors" --batch-size "$BATCH_2" --steps 20000 \
   --schedule-seconds "$SECONDS_2" ${INIT:+--init-from "$INIT"} $LAYOUT \
-  --export "$WORK/mvdream-mini.safetensors" --save-every 100000 --picture-every 0 --log-every 100 "$@"
+  --export "$WORK/mvdream-mini.safetensors" --save-every 1000 --picture-every 0 --log-every 100 "$@"
 wait
 PHASES
 case "$STAGE" in
@@ -80,15 +80,13 @@ case "$STAGE" in
   train | wait)
     while kill -0 "$(cat "$WORK/pid")" 2>/dev/null && [ $(($(date +%s) - began)) -lt "$LIMIT" ]; do sleep 2; done
     tail -n 12 "$WORK/train.txt"
-    cp "$WORK/train.txt" "$OUT/"
-    for phase in phase1 phase2; do
-      [ ! -f "$WORK/$phase/log.jsonl" ] || cp "$WORK/$phase/log.jsonl" "$OUT/log-$phase.jsonl"
-    done
+    # Eight files come home at most.
+    tar czf "$OUT/logs.tgz" -C "$WORK" train.txt $(cd "$WORK" && ls classifier.txt phase*/log.jsonl 2>/dev/null)
     ls -t "$WORK"/phase1/pictures/*.png 2>/dev/null | head -n 1 | xargs -r -I{} cp {} "$OUT/autoencoder.png"
     [ ! -f "$WORK/classifier.safetensors" ] || cp "$WORK/classifier.safetensors" "$OUT/"
-    # The best weights there are, for the case that the machine is lost before the end.
+    # The newest weights, for the case that the machine is lost before the end; in parts: files of 16 MiB come home at most.
     for file in mvdream-mini autoencoder; do
-      if [ -f "$WORK/$file.safetensors" ]; then cp "$WORK/$file.safetensors" "$OUT/"; break; fi
+      if [ -f "$WORK/$file.safetensors" ]; then split -b 10M "$WORK/$file.safetensors" "$OUT/$file.part-"; fi
     done
     ;;
 esac

@@ -283,6 +283,8 @@ IMAGEDREAM = MVDreamParams(
 MVDREAM_MINI = MVDreamParams(
     name="mvdream-mini",
     unet=UNetParams(
+        in_channels=6,
+        out_channels=6,
         base_channels=64,
         level_factors=(1, 2, 2),
         attention_levels=(1, 2),
@@ -300,7 +302,12 @@ MVDREAM_MINI = MVDreamParams(
         channels=128, mlp_channels=256, num_layers=4, num_heads=4, projection_channels=8, image_size=128, patch_size=16
     ),
     autoencoder=AutoencoderParams(
-        level_channels=(32, 64, 64, 64), num_res_blocks=1, scaling_factor=1.0, image_channels=4, norm_groups=8
+        level_channels=(32, 64, 64, 64),
+        num_res_blocks=1,
+        latent_channels=6,
+        scaling_factor=1.0,
+        image_channels=4,
+        norm_groups=8,
     ),
     noise=NoiseParams(prediction="v_prediction", from_pure_noise=True),
     picture_border=0.3,
