@@ -47,10 +47,10 @@ class ScanCost:
         return once if chunks == 1 else once * (1.0 + self.first_pass) + self.launch
 
 
-FORWARD = ScanCost(first_pass=0.8, latency=2.5, resident=4)
-"""Of the forward pass: counted from the compiled instructions, but for the latency, which is to be measured."""
+FORWARD = ScanCost(first_pass=0.8, latency=2.0, resident=4)
+"""Of the forward pass: from counts of the compiled instructions; the latency is an estimate, to be tuned."""
 
-BACKWARD = ScanCost(first_pass=0.25, latency=2.5, resident=2)
+BACKWARD = ScanCost(first_pass=0.25, latency=2.0, resident=2)
 """Of the backward pass; as for `FORWARD`."""
 
 

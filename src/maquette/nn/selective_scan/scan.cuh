@@ -32,21 +32,14 @@ constexpr int SLOTS = 4 * GROUPS * WARPS;                      // states with pa
 constexpr int ROWS = (TILE + WARPS - 1) / WARPS;  // positions of a tile that a warp stages
 constexpr int PAIR_ROWS = THREADS / SLOTS;        // positions of B (of C) that the block stages side by side
 constexpr int PAIRS = TILE / PAIR_ROWS;           // values of B (of C) that a thread stages
-constexpr float LOG2E = 1.44269504f;
 
 // Where a tensor [batch, length, columns] with dense columns lies.
 #define LAYOUT(name) u64 name##_item, u64 name##_position
 
-__device__ __forceinline__ float exp2_fast(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
 // log(1 + e^x) without branches: max(x, 0) + log(1 + u), u = e^-|x|, where log(1 + u) = 2 artanh(u / (2 + u)) as a
 // series, whose argument is at most 1/3.
 __device__ __forceinline__ float softplus(float x) {
-    const float u = exp2_fast(-LOG2E * fabsf(x)), s = __fdividef(u, 2.0f + u), z = s * s;
+    const float u = exp2_fast(-LOG2E * fabsf(x)), s = u * reciprocal(2.0f + u), z = s * s;
     float sum = fmaf(z, 1.0f / 13, 1.0f / 11);
     sum = fmaf(z, sum, 1.0f / 9), sum = fmaf(z, sum, 1.0f / 7), sum = fmaf(z, sum, 1.0f / 5);
     sum = fmaf(z, sum, 1.0f / 3), sum = fmaf(z, sum, 1.0f);
