@@ -47,7 +47,7 @@ class ScanCost:
         return once if chunks == 1 else once * (1.0 + self.first_pass) + self.launch
 
 
-FORWARD = ScanCost(first_pass=0.8, latency=2.0, resident=4)
+FORWARD = ScanCost(first_pass=0.8, latency=2.2, resident=4)
 """Of the forward pass: from counts of the compiled instructions; the latency is an estimate, to be tuned."""
 
 BACKWARD = ScanCost(first_pass=0.25, latency=2.0, resident=2)
