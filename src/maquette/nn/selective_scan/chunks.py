@@ -11,6 +11,7 @@ import functools
 from dataclasses import dataclass
 
 MAX_CHUNKS = 64
+"""Most chunks of a length: every one reads the ends of those before it."""
 
 
 @dataclass(frozen=True)
