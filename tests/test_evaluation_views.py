@@ -82,7 +82,8 @@ def test_novel_views_may_be_made_with_the_front_that_was_given() -> None:
         return torch.zeros_like(front).expand(4, -1, -1, -1)
 
     scores = [
-        evaluate_sides("nothing", nothing, data, reconstruct=reconstruct, keep_front=kept).mean for kept in (False, True)
+        evaluate_sides("nothing", nothing, data, reconstruct=reconstruct, keep_front=kept).mean
+        for kept in (False, True)
     ]
     assert scores[0].psnr == scores[1].psnr < 100  # the front that was made is scored either way
     assert not seen[0].any()
