@@ -22,7 +22,10 @@ from maquette.surface.volume import clean_volume
 
 _TRUNCATION_CELLS = 3.0
 _FREE_WEIGHT = 0.5
-_HIDDEN_WEIGHT = 0.1
+_HIDDEN_WEIGHT = 0.04
+_BELOW, _BELOW_RELIANCE = -0.5, 0.1
+"""Sine of the elevation below which views count little where they see something: pictures that networks start from are
+taken from the side and above, so that floors are thin or missing there, and views from below look inside."""
 _MARGIN = 4
 _BLUR_CELLS = 0.7
 _NORMAL_STEPS = 2
@@ -117,6 +120,8 @@ def _field(captures: Captures, origin: Doubles, spacing: float, shape: tuple[int
     from scipy import ndimage
 
     field = np.empty(shape, np.float32)
+    sines = captures.positions[:, 1] / np.linalg.norm(captures.positions, axis=1)
+    reliance = np.where(sines < _BELOW, np.float32(_BELOW_RELIANCE), np.float32(1))
     geometry = np.array([*origin, spacing], np.float32)
     settings = np.array([_TRUNCATION_CELLS * spacing, captures.solid, _FREE_WEIGHT, _HIDDEN_WEIGHT], np.float32)
     with kernel_threads():
@@ -126,6 +131,7 @@ def _field(captures: Captures, origin: Doubles, spacing: float, shape: tuple[int
             captures.trust,
             captures.matrices,
             captures.pinhole,
+            reliance,
             geometry,
             settings,
             field,

@@ -12,13 +12,14 @@ F32 = np.float32
 
 @compiled(fast=True, parallel=True)
 def integrate(
-    depth: Array, alpha: Array, weights: Array, matrices: Array, pinhole: Array, geometry: Array, settings: Array,
-    distance: Array,
+    depth: Array, alpha: Array, weights: Array, matrices: Array, pinhole: Array, reliance: Array, geometry: Array,
+    settings: Array, distance: Array,
 ) -> None:  # fmt: skip
     """Weighted mean of the signed distances that the views give, in units of the truncation, -1 inside to 1 outside.
 
     A voxel in front of a view's surface, or where the view sees nothing, is outside as far as the truncation; one
-    behind the surface by more than the truncation is hidden, and counts as inside with a small weight.
+    behind the surface by more than the truncation is hidden, and counts as inside with a small weight. A pixel that is
+    nearly solid is next to no proof of nothing: shells of few Gaussians have pinholes.
 
     Args:
         depth: expected depth along z where something is seen, `[V, H, W]`.
@@ -27,6 +28,7 @@ def integrate(
         matrices: world to camera, `[V, 4, 4]`.
         pinhole: fx, fy, cx, cy, `[V, 4]`.
         geometry: origin (x, y, z) and spacing of the grid, `[4]`.
+        reliance: on what each view sees of the surface, `[V]`; where it sees nothing, all are relied on.
         settings: truncation in world units, coverage from which a pixel is solid, weights of a free and of a hidden
             view, `[4]`.
         distance: result, `[X, Y, Z]`; all float32.
@@ -52,11 +54,12 @@ def integrate(
                 column_px = int(np.floor(fx * (base_x + m[0, 2] * z) * scale + cx))
                 row_px = int(np.floor(fy * (base_y + m[1, 2] * z) * scale + cy))
                 inside = 0 <= column_px < width and 0 <= row_px < height
-                if not inside or alpha[view, row_px, column_px] < solid:
-                    value, weight = F32(1), free_weight
+                covered = alpha[view, row_px, column_px] / solid if inside else F32(0)
+                if covered < F32(1):
+                    value, weight = F32(1), free_weight * (F32(1) - covered) * (F32(1) - covered)
                 else:
                     value = (depth[view, row_px, column_px] - depth_z) / truncation
-                    weight = weights[view, row_px, column_px]
+                    weight = weights[view, row_px, column_px] * reliance[view]
                     if value < F32(-1):
                         value, weight = F32(-1), hidden_weight
                     elif value > F32(1):
