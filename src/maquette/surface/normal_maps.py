@@ -46,6 +46,14 @@ class NormalMaps:
         if max(expected[1:]) > MAX_SIZE:
             raise InvalidInputError(f"normal maps may have at most {MAX_SIZE} pixels a side, got {expected[1:]}")
 
+    def halved(self) -> NormalMaps:
+        """Maps of half the size: normals averaged by coverage."""
+        height, width = self.cameras.height // 2, self.cameras.width // 2
+        covered = torch.cat([self.normals * self.alpha[..., None], self.alpha[..., None]], dim=-1).permute(0, 3, 1, 2)
+        pooled = functional.interpolate(covered, (height, width), mode="area").permute(0, 2, 3, 1)
+        normals = functional.normalize(pooled[..., :3], dim=-1)
+        return NormalMaps(self.cameras.resized(height, width), normals, pooled[..., 3].contiguous())
+
     def to(self, device: torch.device | str) -> NormalMaps:
         """The same on a device."""
         return NormalMaps(self.cameras.to(device), self.normals.to(device), self.alpha.to(device))

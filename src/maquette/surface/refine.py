@@ -38,6 +38,10 @@ _LAST_RATE = 0.15
 _FINE, _FINE_FROM = 2.0, 0.7
 """From this share of the steps on, no edge is wanted longer than so many times the smallest one."""
 _POSITION, _SQUARES, _SPEED, _MEAN, _FREEDOM, _LENGTH = slice(0, 3), 3, 4, slice(5, 8), 8, 9
+_SMALL_UNTIL, _SMALL_PX = 0.6, 512
+"""Up to this share of the steps, maps of at least so many pixels are halved."""
+_FLAT_FROM = 0.6
+"""From this share of the steps on, triangles are shaded by their own normals: corner normals hide what is jagged."""
 _BORDER_PX = 6.0
 _LAST_ROUNDS, _LAST_PASSES = 8, 12
 _THIN = 0.02
@@ -111,11 +115,12 @@ def refine(
     if region is not None:
         patch = _restricted(patch, maps.cameras.to("cpu"), region, region_view)
     generator = torch.Generator().manual_seed(options.seed)
+    small = maps.halved() if min(maps.cameras.height, maps.cameras.width) >= _SMALL_PX else maps
     for step in range(options.steps):
         share = step / max(options.steps - 1, 1)
         rate = options.rate * _LAST_RATE**share
         views = torch.randperm(maps.cameras.batch_shape[0], generator=generator)[: options.views_per_step]
-        gradient = _gradient(patch, maps, views)
+        gradient = _gradient(patch, small if share < _SMALL_UNTIL else maps, views, flat=share >= _FLAT_FROM)
         patch = _moved(patch, gradient, step + 1, rate, options, _edge_limits(options, share, scale))
         patch = unfolded(remeshed(patch), 1)
         if progress is not None:
@@ -184,19 +189,23 @@ def _restricted(patch: Patch, cameras: Cameras, region: Tensor, view: int) -> Pa
     return Patch(state, patch.faces, freedom <= 0)
 
 
-def _gradient(patch: Patch, maps: NormalMaps, views: Tensor) -> Doubles:
-    """Gradient of the mean absolute difference of normals and coverage, `[N, 3]`."""
+def _gradient(patch: Patch, maps: NormalMaps, views: Tensor, *, flat: bool) -> Doubles:
+    """Gradient of the mean absolute difference of normals and coverage, `[N, 3]`; flat or smooth shading."""
     device, cameras = maps.cameras.device, maps.cameras[views]
     vertices = torch.from_numpy(patch.state[:, _POSITION]).float().to(device).requires_grad_()
     faces = torch.from_numpy(patch.faces).to(device)
     corners = vertices[faces]
     crossed = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    summed = torch.zeros_like(vertices).index_add(0, faces.reshape(-1), crossed.repeat_interleave(3, dim=0))
     fragments = rasterize_mesh(vertices, faces, cameras)
     seen = fragments.triangle_id >= 0
-    weights = surface_weights(vertices, faces, cameras, fragments)
-    shown = interpolate(functional.normalize(summed, dim=1), faces, fragments.triangle_id, weights)
-    picture = torch.cat([functional.normalize(shown, dim=-1), seen[..., None].float()], dim=-1)
+    if flat:
+        shown = functional.normalize(crossed, dim=1)[fragments.triangle_id.clamp_min(0).long()] * seen[..., None]
+    else:
+        summed = torch.zeros_like(vertices).index_add(0, faces.reshape(-1), crossed.repeat_interleave(3, dim=0))
+        weights = surface_weights(vertices, faces, cameras, fragments)
+        smooth = interpolate(functional.normalize(summed, dim=1), faces, fragments.triangle_id, weights)
+        shown = functional.normalize(smooth, dim=-1)
+    picture = torch.cat([shown, seen[..., None].float()], dim=-1)
     drawn = antialias(picture, vertices, faces, cameras, fragments)
     wanted = torch.cat([maps.normals[views] * maps.alpha[views][..., None], maps.alpha[views][..., None]], dim=-1)
     torch.autograd.backward((drawn - wanted).abs().mean())
