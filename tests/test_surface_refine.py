@@ -145,6 +145,15 @@ def test_region_changes_and_nothing_else_does() -> None:
             refine(start, maps, RefineOptions(steps=1), region=wrong, region_view=view)
 
 
+def test_halved_maps_keep_coverage_and_unit_normals_and_project_the_same() -> None:
+    maps = maps_of(ellipsoid(), 64)
+    half = maps.halved()
+    assert half.alpha.shape[1:] == (32, 32)
+    torch.testing.assert_close(half.alpha.mean(), maps.alpha.mean())
+    torch.testing.assert_close(half.normals.norm(dim=-1)[half.alpha > 0], torch.ones(int((half.alpha > 0).sum())))
+    torch.testing.assert_close(half.cameras.intrinsics[:, :2] * 2, maps.cameras.intrinsics[:, :2])
+
+
 def test_open_meshes_and_wrong_options_are_refused() -> None:
     closed = ball(subdivisions=1)
     with pytest.raises(InvalidInputError, match="closed mesh"):
