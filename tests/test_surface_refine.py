@@ -158,9 +158,22 @@ def test_open_meshes_and_wrong_options_are_refused() -> None:
     closed = ball(subdivisions=1)
     with pytest.raises(InvalidInputError, match="closed mesh"):
         refine(Mesh(closed.vertices, closed.faces[1:]), maps_of(ellipsoid()))
+    fin = torch.cat([closed.faces, torch.tensor([[*closed.faces[0, :2].tolist(), len(closed.vertices)]])])
+    with pytest.raises(InvalidInputError, match="1 of more than two triangles"):
+        refine(Mesh(torch.cat([closed.vertices, torch.tensor([[0.0, 1, 0]])]), fin), maps_of(ellipsoid()))
     for wrong in ({"steps": 0}, {"rate": 2.0}, {"edge_lengths": (0.2, 0.1)}, {"laplacian": -1.0}):
         with pytest.raises(InvalidInputError):
             RefineOptions(**wrong)  # type: ignore[arg-type]
+
+
+def test_two_bodies_that_touch_in_one_vertex_are_refined_soundly() -> None:
+    one = ball(subdivisions=1)
+    top = int(one.vertices[:, 1].argmax())
+    other = torch.where(one.faces == top, top, one.faces + len(one.vertices))  # the second body hangs on the first
+    mirrored = one.vertices * torch.tensor([1.0, -1, 1]) + torch.tensor([0, 2 * float(one.vertices[top, 1]), 0])
+    vertices = torch.cat([one.vertices, mirrored]) * 0.4
+    made = refine(Mesh(vertices, torch.cat([one.faces, other.flip(1)])), maps_of(ellipsoid()), RefineOptions(steps=3))
+    assert bool(torch.isfinite(made.vertices).all()) and made.num_faces > 0
 
 
 def write_maps(folder: Path, maps: NormalMaps, axes: str) -> None:
