@@ -144,6 +144,18 @@ def test_colors_are_linear_in_the_file() -> None:
     assert (mesh.materials[0].metallic, mesh.materials[0].roughness) == (0.25, 1)
 
 
+def test_a_texture_without_coordinates_is_read_and_written_again(tmp_path: Path) -> None:
+    b = Builder()
+    b.material(pbrMetallicRoughness={"baseColorTexture": {"index": b.texture(np.full((2, 3, 4), 200, np.uint8))}})
+    mesh = read_mesh_bytes(b.build())
+    assert mesh.uvs is None and mesh.materials[0].base_color_texture is not None
+    for suffix in ("glb", "obj", "ply", "stl"):
+        write_mesh(tmp_path / f"a.{suffix}", mesh)
+        assert (tmp_path / f"a.{suffix}").stat().st_size > 0
+    again = read_mesh(tmp_path / "a.glb")
+    assert again.num_faces == mesh.num_faces and again.uvs is None
+
+
 def test_texture_uv_set_transform_and_alpha_modes() -> None:
     b = Builder()
     pixels = np.zeros((2, 3, 4), np.uint8)
