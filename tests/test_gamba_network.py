@@ -200,7 +200,7 @@ def test_tokens_see_what_comes_before_them_only(alternate: bool) -> None:
         changed[:, 20] = torch.randn(32)
         difference = (former(changed, condition) - before).abs().amax(dim=(0, 2))
     assert bool((difference[20:23] > 1e-4).all())
-    assert bool((difference[:20] > 0).any()) == alternate
+    assert bool((difference[:20] > 1e-5).any()) == alternate  # below that it is rounding, which moves with the memory
 
 
 def test_stochastic_depth_drops_whole_samples() -> None:
