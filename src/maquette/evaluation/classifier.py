@@ -83,7 +83,7 @@ class _Residual(nn.Module):
 def train_classifier(
     dataset: RenderedDataset,
     *,
-    steps: int = 3000,
+    steps: int = 5000,
     batch_size: int = 256,
     lr: float = 1e-3,
     seed: int = 0,
@@ -115,7 +115,9 @@ def train_classifier(
     weights = labels.bincount().float().rsqrt()[labels]
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=0.05)
     decay = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
-    changes = AugmentConfig(color_probability=0.5, hue_deg=20.0, mirror_probability=0.5)
+    changes = AugmentConfig(
+        color_probability=0.5, hue_deg=20.0, mirror_probability=0.5, blur_probability=0.3, noise=0.04
+    )
     for step in range(steps):
         chosen = torch.multinomial(weights, batch_size, replacement=True, generator=generator)
         images = _varied(pictures[chosen].float().div_(255), changes, generator)

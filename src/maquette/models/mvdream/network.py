@@ -15,6 +15,7 @@ from maquette.models.mvdream.resampler import Resampler
 from maquette.nn.group_norm import GroupNorm
 
 _MAX_PERIOD = 10_000.0
+_COORDINATES = 2
 
 
 def timestep_embedding(timesteps: Tensor, channels: int) -> Tensor:
@@ -26,6 +27,13 @@ def timestep_embedding(timesteps: Tensor, channels: int) -> Tensor:
     exponents = -math.log(_MAX_PERIOD) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
     angles = timesteps.to(torch.float32)[:, None] * exponents.exp()
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def _coordinates(features: Tensor) -> Tensor:
+    """Column and row of each pixel, -1 to 1, `[B, 1, 2, h, w]`, for features `[B, 1, C, h, w]`."""
+    height, width = features.shape[-2:]
+    x, y = (torch.linspace(-1, 1, size, dtype=features.dtype, device=features.device) for size in (width, height))
+    return torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)]).expand(len(features), 1, -1, -1, -1)
 
 
 class ResBlock(nn.Module):
@@ -109,8 +117,8 @@ class MultiViewUNet(nn.Module):
             self.image_embed = Resampler(params.resampler, params.context_channels)
         self.time_embed = nn.Sequential(nn.Linear(params.base_channels, width), nn.SiLU(), nn.Linear(width, width))
         self.camera_embed = nn.Sequential(nn.Linear(CAMERA_CHANNELS, width), nn.SiLU(), nn.Linear(width, width))
-        shown = params.in_channels * (2 if params.concat_picture else 1)
-        first = nn.Conv2d(shown, params.base_channels, 3, padding=1)
+        hints = 2 * params.in_channels + _COORDINATES if params.concat_picture else 0
+        first = nn.Conv2d(params.in_channels + hints, params.base_channels, 3, padding=1)
         self.input_blocks = nn.ModuleList([Stage([first])])
         skips = self._build_down()
         deepest = params.level_channels[-1]
@@ -211,7 +219,8 @@ class MultiViewUNet(nn.Module):
             shown = picture_latents[:, None].to(latents.dtype)
             latents = torch.cat([latents[:, :-1], shown], dim=1)
             if self.params.concat_picture:
-                latents = torch.cat([latents, shown.expand(-1, frames, -1, -1, -1)], dim=2)
+                hints = torch.cat([shown, shown.flip(-1), _coordinates(shown)], dim=2)
+                latents = torch.cat([latents, hints.expand(-1, frames, -1, -1, -1)], dim=2)
         dtype = self.dtype
         sinusoid = timestep_embedding(timesteps, self.params.base_channels).to(dtype)
         embedding = self.time_embed(sinusoid)[:, None] + self.camera_embed(cameras.to(dtype))

@@ -103,8 +103,8 @@ class DenoisingObjective:
         self,
         params: MVDreamParams,
         *,
-        drop_prompt: float = 0.25,
-        drop_picture: float = 0.6,
+        drop_prompt: float = 0.2,
+        drop_picture: float = 0.75,
         picture_noise: float = 0.1,
     ) -> None:
         """Sets it up.

@@ -49,7 +49,8 @@ class UNetParams:
         context_channels: width of the text tokens.
         resampler: adapter of the prompt picture; None if there is none (MVDream).
         norm_groups: groups of every group norm; the widths of the levels are multiples of it.
-        concat_picture: shows every frame the latents of the prompt picture as further input channels as well.
+        concat_picture: shows every frame the latents of the prompt picture, their mirror image (the outline from
+            behind) and the pixels' coordinates as further input channels as well.
 
     Raises:
         InvalidInputError: widths do not fit the group norms or the heads, or a level does not exist.
