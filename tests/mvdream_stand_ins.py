@@ -48,7 +48,12 @@ TINY_MINI = dataclasses.replace(
     name="tiny-mini",
     unet=dataclasses.replace(TINY_IMAGEDREAM.unet, concat_picture=True),
     autoencoder=AutoencoderParams(
-        level_channels=(32, 32, 32), num_res_blocks=1, scaling_factor=1.0, image_channels=4, latent_channels=4
+        level_channels=(32, 32, 32),
+        num_res_blocks=1,
+        scaling_factor=1.0,
+        image_channels=4,
+        latent_channels=4,
+        color_shortcut=True,
     ),
     text_encoder=dataclasses.replace(TINY_IMAGEDREAM.text_encoder, num_tokens=16),
     noise=NoiseParams(prediction="v_prediction", from_pure_noise=True),

@@ -11,6 +11,9 @@
 # Variables:
 #   AE_SECONDS, SECONDS_2  training time of the two stages: each one's cosine ends there
 #   AUTOENCODER, INIT      weights to take instead of the first stage, and to continue the second from
+#   DECODER_SECONDS        with AUTOENCODER: the last GPU trains on its decoder for so long (0: not), the others the
+#                          denoiser; decoder.safetensors then holds the auto-encoder
+#   SAVE_EVERY             steps of the denoiser between its exports
 #   COMPARE_SECONDS        training time of each comparison
 #   GPUS, BATCH_1, BATCH_2 processes, and objects of each per step
 #   VARIANTS               looks per object that are rendered
@@ -20,9 +23,9 @@
 set -euo pipefail
 : "${OUT:?folder for results}" "${STAGE:?compare, train or wait}" "${ASSETS:=.carry/assets.tar.xz}" "${GPUS:=4}" "${LIMIT:=585}" "${WORK:=/tmp/maquette}"
 : "${AE_SECONDS:=240}" "${SECONDS_2:=600}" "${COMPARE_SECONDS:=90}" "${BATCH_1:=6}" "${BATCH_2:=128}" "${SOURCE:=src}"
-: "${AUTOENCODER:=}" "${INIT:=}" "${VARIANTS:=5}" "${LAYOUT=--channels-last}" "${PROBE_STEPS:=160}"
+: "${AUTOENCODER:=}" "${INIT:=}" "${VARIANTS:=5}" "${LAYOUT=--channels-last}" "${PROBE_STEPS:=160}" "${DECODER_SECONDS:=0}" "${SAVE_EVERY:=1000}"
 export PYTHONPATH="$SOURCE:/tmp/site" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=8 AE_SECONDS SECONDS_2 BATCH_1 BATCH_2 GPUS WORK
-export AUTOENCODER INIT LAYOUT PROBE_STEPS HF_HUB_OFFLINE=1
+export AUTOENCODER INIT LAYOUT PROBE_STEPS DECODER_SECONDS SAVE_EVERY HF_HUB_OFFLINE=1
 began=$(date +%s)
 mkdir -p "$WORK"
 if [ -d .whl ] && [ ! -d /tmp/site ]; then
@@ -72,17 +75,35 @@ if [ "$LAYOUT" = probe ]; then
 fi
 bash "$WORK/autoencoder.sh"
 [ "$LAYOUT" != probe ] || wait
-python3 benchmarks/train_classifier.py --data "$WORK/train-sides" -o "$WORK/classifier.safetensors" > "$WORK/classifier.txt" 2>&1 &
+if [ -z "$AUTOENCODER" ]; then
+  python3 benchmarks/train_classifier.py --data "$WORK/train-sides" -o "$WORK/classifier.safetensors" > "$WORK/classifier.txt" 2>&1 &
+fi
+if [ "$DECODER_SECONDS" -gt 0 ]; then
+  CUDA_VISIBLE_DEVICES=$(echo "${CUDA_VISIBLE_DEVICES:-0,1,2,3,4,5,6,7}" | cut -d, -f"$GPUS") \
+    python3 -m maquette.cli train mvdream-mini-autoencoder --data "$WORK/train-sides" --autoencoder "$AUTOENCODER" \
+    -o "$WORK/phase1" --batch-size "$BATCH_1" --steps 20000 --schedule-seconds "$DECODER_SECONDS" --channels-last \
+    --export "$WORK/decoder.safetensors" --save-every 500 --picture-every 500 --log-every 50 > "$WORK/decoder.txt" 2>&1 &
+  GPUS=$((GPUS - 1))
+fi
 denoise() { # speed options, then others
   torchrun --standalone --nproc_per_node="$GPUS" -m maquette.cli train mvdream-mini --data "$WORK/train-sides" \
     -o "$WORK/phase2" --autoencoder "$WORK/autoencoder.safetensors" --batch-size "$BATCH_2" --steps 20000 \
     --schedule-seconds "$SECONDS_2" ${INIT:+--init-from "$INIT"} \
-    --export "$WORK/mvdream-mini.safetensors" --save-every 1000 --picture-every 0 --log-every 100 "$@"
+    --export "$WORK/mvdream-mini.safetensors" --save-every "$SAVE_EVERY" --picture-every 0 --log-every 100 "$@"
 }
 layout=$(cat "$WORK/layout.txt")
 denoise $layout "$@" || denoise --channels-last "$@" # compilers fail in ways of their own
 wait
 PHASES
+bring_home() { # logs, a picture and the newest weights; eight files come home at most, of 16 MiB
+  tar czf "$OUT/logs.tgz" -C "$WORK" train.txt $(cd "$WORK" && ls classifier.txt decoder.txt phase*/log.jsonl 2>/dev/null) || true
+  ls -t "$WORK"/phase1/pictures/*.png 2>/dev/null | head -n 1 | xargs -r -I{} cp {} "$OUT/autoencoder.png"
+  for file in mvdream-mini autoencoder decoder classifier; do
+    if [ "$WORK/$file.safetensors" -nt "$OUT/$file.part-aa" ]; then
+      split -b 14M "$WORK/$file.safetensors" "$OUT/$file.part-"
+    fi
+  done
+}
 case "$STAGE" in
   compare)
     [ -d "$WORK/val-standard" ] || render val standard
@@ -107,16 +128,12 @@ case "$STAGE" in
     ;;
   train) setsid bash "$WORK/train.sh" "$@" > "$WORK/train.txt" 2>&1 < /dev/null & echo $! > "$WORK/pid" ;;&
   train | wait)
-    while kill -0 "$(cat "$WORK/pid")" 2>/dev/null && [ $(($(date +%s) - began)) -lt "$LIMIT" ]; do sleep 2; done
-    tail -n 12 "$WORK/train.txt"
-    # Eight files come home at most.
-    tar czf "$OUT/logs.tgz" -C "$WORK" train.txt $(cd "$WORK" && ls classifier.txt phase*/log.jsonl 2>/dev/null)
-    ls -t "$WORK"/phase1/pictures/*.png 2>/dev/null | head -n 1 | xargs -r -I{} cp {} "$OUT/autoencoder.png"
-    [ ! -f "$WORK/classifier.safetensors" ] || cp "$WORK/classifier.safetensors" "$OUT/"
-    # The newest weights, for the case that the machine is lost before the end; in parts: files of 16 MiB come home at most.
-    for file in mvdream-mini autoencoder; do
-      if [ -f "$WORK/$file.safetensors" ]; then split -b 10M "$WORK/$file.safetensors" "$OUT/$file.part-"; fi
+    while kill -0 "$(cat "$WORK/pid")" 2>/dev/null && [ $(($(date +%s) - began)) -lt "$LIMIT" ]; do
+      sleep 5
+      bring_home # a machine that is lost then costs its last seconds only
     done
+    tail -n 12 "$WORK/train.txt"
+    bring_home
     ;;
 esac
 echo "call took $(($(date +%s) - began)) s"

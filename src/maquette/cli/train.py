@@ -71,7 +71,8 @@ class Args:
     """Mean squared error of a view from which on errors count by their logarithm, as in PSNR (0: never); by default the
     model's."""
     autoencoder: Annotated[Path | None, arg(metavar="FILE")] = None
-    """For mvdream-mini: what mvdream-mini-autoencoder exported."""
+    """For mvdream-mini: what mvdream-mini-autoencoder exported. For mvdream-mini-autoencoder: train on the decoder of
+    this one alone, so that its latents stay what they are."""
     schedule_seconds: float | None = None
     """Training time after which the run is over, all calls together: the learning rate follows the clock (or the
     steps, whichever is further). Such a run cannot be repeated bit for bit."""

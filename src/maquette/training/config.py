@@ -106,7 +106,8 @@ class TrainConfig:
             None takes multi-scale SSIM in its place.
         lambda_depth: weight of the depth term, >= 0; None: the model's.
         lambda_ssim: weight of the multi-scale SSIM that stands in for LPIPS, >= 0; None: the model's.
-        autoencoder: file of the trained auto-encoder whose latents a denoiser learns; None where there is none.
+        autoencoder: file of the trained auto-encoder whose latents a denoiser learns, or of which the decoder alone is
+            to be trained on; None where there is none.
         latent_copies: versions of the data set that each process keeps as latents, augmented differently, >= 1.
         error_knee: mean squared error of a view from which on errors count by their logarithm, >= 0; None: the model's.
         schedule_seconds: None, or the training time in seconds after which the run is over: the learning rate then

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from maquette.errors import InvalidInputError, UnsupportedError
 from maquette.generators import GENERATORS, get_generator
@@ -124,12 +124,30 @@ def diffusion_params(name: str) -> MVDreamParams:
 
 
 def autoencoder_task(params: MVDreamParams, config: TrainConfig) -> Task:
-    """First stage of a diffusion model: its auto-encoder, on the input views."""
+    """First stage of a diffusion model: its auto-encoder, on the input views.
+
+    With `config.autoencoder` only the decoder is trained, from that file: the latents stay what a denoiser learned.
+
+    Raises:
+        WeightsError: that file cannot be read or does not fit.
+    """
     from maquette.models.mvdream.objective import AutoencoderObjective
     from maquette.models.mvdream.training_networks import LatentAutoencoder
 
+    network = LatentAutoencoder(params.autoencoder)
+    if config.autoencoder is not None:
+        _load_autoencoder(network, config.autoencoder)
+        network.freeze_encoder()
     changes = {} if config.lambda_ssim is None else {"lambda_ssim": config.lambda_ssim}
-    return Task(LatentAutoencoder(params.autoencoder), AutoencoderObjective(params.autoencoder, **changes))
+    return Task(network, AutoencoderObjective(params.autoencoder, **changes))
+
+
+def _load_autoencoder(network: nn.Module, path: str) -> dict[str, Tensor]:
+    from maquette.weights import load_strictly, read_weights
+
+    state, _ = read_weights(path)
+    load_strictly(network, state, path)
+    return state
 
 
 def denoiser_task(params: MVDreamParams, config: TrainConfig) -> Task:
@@ -144,16 +162,14 @@ def denoiser_task(params: MVDreamParams, config: TrainConfig) -> Task:
     from maquette.models.mvdream.tokenizer import build_tokenizer, trained_tokenizer
     from maquette.models.mvdream.training_networks import ConditionalDenoiser, LatentAutoencoder
     from maquette.training.latents import LatentFeed
-    from maquette.weights import load_strictly, read_weights
 
     if config.autoencoder is None:
         raise InvalidInputError(
             f"{config.model} learns latents: train {config.model}{AUTOENCODER_SUFFIX} first and give its export "
             "as --autoencoder FILE"
         )
-    state, _ = read_weights(config.autoencoder)
     autoencoder = LatentAutoencoder(params.autoencoder)
-    load_strictly(autoencoder, state, config.autoencoder)
+    state = _load_autoencoder(autoencoder, config.autoencoder)
 
     def feed(dataset: RenderedDataset, device: torch.device, processes: Processes) -> LatentFeed:
         captions = [text for info in dataset.objects for text in (info.caption, info.category)]

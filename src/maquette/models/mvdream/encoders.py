@@ -21,6 +21,7 @@ from maquette.models.mvdream.params import AutoencoderParams, PictureEncoderPara
 from maquette.models.mvdream.tokenizer import token_ids
 
 _MIN_ALPHA = 0.02
+_HUE_GAIN = 6.0  # of object and background together, such latents have about half the spread of the learned ones
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -173,6 +174,35 @@ def normalize_for_clip(images: Tensor) -> Tensor:
     return (images - mean) / std
 
 
+def encode_planes(network: nn.Module, params: AutoencoderParams, planes: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and logarithm of the variance of the unscaled latents, `[B, c, h, w]`, of planes `[B, C, H, W]` in 0..1."""
+    autoencoder: Any = network
+    distribution = autoencoder.encode(2 * planes - 1).latent_dist
+    mean: Tensor = distribution.mean
+    if params.color_shortcut:
+        hues = torch.einsum("kc,bchw->bkhw", _hue_axes(planes), F.avg_pool2d(planes[:, :3], params.stride))
+        mean = torch.cat([mean[:, :-2], mean[:, -2:] + hues], dim=1)
+    return mean, distribution.logvar
+
+
+def decode_planes(network: nn.Module, params: AutoencoderParams, latents: Tensor) -> Tensor:
+    """Planes `[B, C, H, W]`, about 0..1, of unscaled latents `[B, c, h, w]`."""
+    autoencoder: Any = network
+    planes: Tensor = autoencoder.decode(latents).sample / 2 + 0.5
+    if params.color_shortcut:
+        hues = F.interpolate(latents[:, -2:], scale_factor=float(params.stride), mode="bilinear", align_corners=False)
+        colors = torch.einsum("kc,bkhw->bchw", _hue_axes(hues), hues) / _HUE_GAIN**2
+        planes = torch.cat([planes[:, :3] + colors, planes[:, 3:]], dim=1)
+    return planes
+
+
+def _hue_axes(like: Tensor) -> Tensor:
+    """Red against green and yellow against blue, orthogonal to grey, `[2, 3]` of length `_HUE_GAIN`."""
+    axes = like.new_tensor([[1.0, -1.0, 0.0], [1.0, 1.0, -2.0]])
+    lengths: Tensor = axes.norm(dim=1, keepdim=True)
+    return _HUE_GAIN * axes / lengths
+
+
 class LatentCodec:
     """Pictures to scaled latents and back.
 
@@ -197,18 +227,15 @@ class LatentCodec:
         images = to_planes(images.to(parameter.device, torch.float32), self.params.image_channels)
         if tuple(images.shape[-2:]) != (size, size):
             images = F.interpolate(images, (size, size), mode="bilinear", align_corners=False)
-        network: Any = self.network
-        distribution = network.encode((2 * images - 1).to(parameter.dtype)).latent_dist
-        noise = torch.randn(distribution.mean.shape, generator=generator).to(distribution.mean)
-        latents: Tensor = (distribution.mean + distribution.std * noise) * self.params.scaling_factor
-        return latents
+        mean, log_variance = encode_planes(self.network, self.params, images.to(parameter.dtype))
+        noise = torch.randn(mean.shape, generator=generator).to(mean)
+        return (mean + (0.5 * log_variance).exp() * noise) * self.params.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures `[B, 3|4, H, W]` in 0..1, float32, straight alpha if they have any, of scaled latents."""
         parameter = next(self.network.parameters())
-        network: Any = self.network
-        planes: Tensor = network.decode((latents / self.params.scaling_factor).to(parameter.dtype)).sample
-        return from_planes((planes.float() / 2 + 0.5).clamp(0, 1))
+        planes = decode_planes(self.network, self.params, (latents / self.params.scaling_factor).to(parameter.dtype))
+        return from_planes(planes.float().clamp(0, 1))
 
 
 def to_planes(images: Tensor, channels: int) -> Tensor:

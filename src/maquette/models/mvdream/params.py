@@ -157,6 +157,8 @@ class AutoencoderParams:
         scaling_factor: the diffusion works on latents times this.
         image_channels: 3, or 4 for pictures with alpha (the colours over white, then alpha).
         norm_groups: groups of every group norm; divides the width of every level.
+        color_shortcut: the last two latents start from the mean hue of their cell, and the decoder's colours from
+            theirs; small auto-encoders that learn quickly find no hues without it.
     """
 
     level_channels: tuple[int, ...] = (128, 256, 512, 512)
@@ -165,6 +167,7 @@ class AutoencoderParams:
     scaling_factor: float = 0.18215
     image_channels: int = 3
     norm_groups: int = 32
+    color_shortcut: bool = False
 
     @property
     def stride(self) -> int:
@@ -284,8 +287,8 @@ IMAGEDREAM = MVDreamParams(
 MVDREAM_MINI = MVDreamParams(
     name="mvdream-mini",
     unet=UNetParams(
-        in_channels=6,
-        out_channels=6,
+        in_channels=8,
+        out_channels=8,
         base_channels=64,
         level_factors=(1, 2, 2),
         attention_levels=(1, 2),
@@ -305,10 +308,11 @@ MVDREAM_MINI = MVDreamParams(
     autoencoder=AutoencoderParams(
         level_channels=(32, 64, 64, 64),
         num_res_blocks=1,
-        latent_channels=6,
+        latent_channels=8,
         scaling_factor=1.0,
         image_channels=4,
         norm_groups=8,
+        color_shortcut=True,
     ),
     noise=NoiseParams(prediction="v_prediction", from_pure_noise=True),
     picture_border=0.3,

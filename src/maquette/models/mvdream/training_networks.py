@@ -16,6 +16,8 @@ from maquette.models.mvdream.encoders import (
     build_autoencoder_network,
     build_picture_network,
     build_text_network,
+    decode_planes,
+    encode_planes,
     normalize_for_clip,
 )
 from maquette.models.mvdream.network import MultiViewUNet
@@ -47,16 +49,19 @@ class LatentAutoencoder(nn.Module):
             planes: `[N, C, H, W]` in 0..1, see `maquette.models.mvdream.encoders.to_planes`.
             noise: standard normal, of the latents' shape `[N, c, h, w]`.
         """
+        mean, log_variance = encode_planes(self.vae, self.params, planes)
+        latents = mean + (0.5 * log_variance).exp() * noise
+        return decode_planes(self.vae, self.params, latents), mean, log_variance
+
+    def freeze_encoder(self) -> None:
+        """Trains the decoder alone from now on."""
         network: Any = self.vae
-        distribution = network.encode(2 * planes - 1).latent_dist
-        latents = distribution.mean + distribution.std * noise
-        return network.decode(latents).sample / 2 + 0.5, distribution.mean, distribution.logvar
+        for module in (network.encoder, network.quant_conv):
+            module.requires_grad_(False)
 
     def encode(self, planes: Tensor) -> Tensor:
         """Means of the latents, unscaled, `[N, c, h, w]`."""
-        network: Any = self.vae
-        mean: Tensor = network.encode(2 * planes - 1).latent_dist.mean
-        return mean
+        return encode_planes(self.vae, self.params, planes)[0]
 
 
 class ConditionalDenoiser(nn.Module):
