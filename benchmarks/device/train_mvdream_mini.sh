@@ -17,13 +17,14 @@
 #   COMPARE_SECONDS        training time of each comparison
 #   GPUS, BATCH_1, BATCH_2 processes, and objects of each per step
 #   VARIANTS               looks per object that are rendered
+#   RESHAPE                share of those beyond the first that show it turned and reshaped, 0 to 1
 #   LAYOUT                 options for the denoiser's speed; probe (with several GPUs) tries --channels-last and --compile
 #                          on the last GPU while the auto-encoder is trained on the others, and takes the faster
 #   LIMIT                  seconds after which this call has ended (calls end at 600)
 set -euo pipefail
 : "${OUT:?folder for results}" "${STAGE:?compare, train or wait}" "${ASSETS:=.carry/assets.tar.xz}" "${GPUS:=4}" "${LIMIT:=585}" "${WORK:=/tmp/maquette}"
 : "${AE_SECONDS:=240}" "${SECONDS_2:=600}" "${COMPARE_SECONDS:=90}" "${BATCH_1:=6}" "${BATCH_2:=128}" "${SOURCE:=src}"
-: "${AUTOENCODER:=}" "${INIT:=}" "${VARIANTS:=5}" "${LAYOUT=--channels-last}" "${PROBE_STEPS:=160}" "${DECODER_SECONDS:=0}" "${SAVE_EVERY:=1000}"
+: "${AUTOENCODER:=}" "${INIT:=}" "${VARIANTS:=5}" "${RESHAPE:=0.5}" "${LAYOUT=--channels-last}" "${PROBE_STEPS:=160}" "${DECODER_SECONDS:=0}" "${SAVE_EVERY:=1000}"
 export PYTHONPATH="$SOURCE:/tmp/site" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=8 AE_SECONDS SECONDS_2 BATCH_1 BATCH_2 GPUS WORK
 export AUTOENCODER INIT LAYOUT PROBE_STEPS DECODER_SECONDS SAVE_EVERY HF_HUB_OFFLINE=1
 began=$(date +%s)
@@ -37,7 +38,7 @@ render() { # split plan
 }
 if [ ! -f "$WORK/data.done" ]; then
   nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
-  render train sides --variants "$VARIANTS"
+  render train sides --variants "$VARIANTS" --reshape-probability "$RESHAPE"
   [ "$LAYOUT" != probe ] || render val sides --variants 2
   touch "$WORK/data.done"
   cp "$WORK/train-sides/contact.png" "$OUT/"

@@ -49,6 +49,9 @@ class RenderArgs:
     """Looks per object. Default: 3 for --plan training, 8 for sides, else 1."""
     augment_textures: bool | None = None
     """Vary textures and colours. Default: for --plan training only."""
+    reshape_probability: float = 0.0
+    """For --plan sides: share of the variants beyond the first whose object is turned, stretched, leant and tapered at
+    random, 0 to 1."""
     supersample: int = 2
     """Samples per pixel and axis, 1 to 4."""
     geometry: bool = True
@@ -78,6 +81,7 @@ def render(args: RenderArgs) -> int:
         supersample=args.supersample,
         geometry=args.geometry,
         augment_textures=args.augment_textures,
+        reshape_probability=args.reshape_probability,
         seed=args.seed,
     )
     show, close = _progress_bar()

@@ -43,6 +43,7 @@ class RenderedDataset:
         objects: metadata per object, sorted by id.
         settings: how it was rendered: image_size, fov_deg, radius, plan, lighting, seed...
         depths: true depth of the input frames, same device; None when it was not asked for.
+        reshaped: frames whose object was turned and reshaped, bool `[O, F]`, on the CPU; None: not one.
     """
 
     root: Path
@@ -54,6 +55,7 @@ class RenderedDataset:
     objects: tuple[ObjectInfo, ...]
     settings: dict[str, Any]
     depths: InputDepths | None = None
+    reshaped: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.objects)
@@ -147,6 +149,7 @@ class RenderedDataset:
             objects=tuple(objects),
             settings=settings,
             depths=depths,
+            reshaped=torch.tensor([item.reshaped for item in frames]),
         )
 
 
@@ -159,6 +162,7 @@ class _Frames:
     intrinsics: Tensor
     roles: list[int]
     variants: list[int]
+    reshaped: list[bool]
     size: tuple[int, int]
 
 
@@ -185,6 +189,7 @@ def _read_frames(folder: Path) -> _Frames:
         names = [str(frame["file_path"]) for frame in frames]
         roles = [ROLES.index(frame["role"]) for frame in frames]
         variants = [int(frame["variant"]) for frame in frames]
+        reshaped = [bool(frame.get("reshaped", False)) for frame in frames]
         size = (int(document["w"]), int(document["h"]))
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise FileFormatError(
@@ -197,7 +202,7 @@ def _read_frames(folder: Path) -> _Frames:
     opencv = poses * poses.new_tensor(OPENGL_TO_OPENCV)
     world_to_camera = torch.linalg.inv(opencv).to(torch.float32)
     intrinsics = torch.tensor(rows).expand(len(names), 3, 3)
-    return _Frames([folder / name for name in names], world_to_camera, intrinsics, roles, variants, size)
+    return _Frames([folder / name for name in names], world_to_camera, intrinsics, roles, variants, reshaped, size)
 
 
 def _read_images(pool: ThreadPoolExecutor, frames: list[_Frames], device: torch.device) -> Tensor:

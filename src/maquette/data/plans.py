@@ -11,6 +11,7 @@ import numpy as np
 from maquette.data.layout import Role
 from maquette.data.lighting import LIGHTINGS, Light, Lighting, make_light
 from maquette.data.patterns import TextureAugmentation, random_augmentation
+from maquette.data.reshape import Reshape, random_reshape
 from maquette.errors import InvalidInputError
 
 Plan = Literal["standard", "training", "sides", "custom"]
@@ -24,6 +25,7 @@ _TRAINING_RADII = (0.5, 0.62)
 _SIDES_RADII = (0.45, 0.62)
 _NUM_VARIANTS = {"training": 3, "sides": 8}
 _NUM_TRAINING_TARGETS = 12
+_RESHAPE_STREAM = 1  # keeps these draws apart, so that all else looks the same with and without them
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,12 @@ class RenderOptions:
         supersample: samples per pixel and axis, 1..4.
         geometry: also write depth and normals.
         augment_textures: random solid textures and colours; None: for "training" only.
+        reshape_probability: share of the variants beyond 0 of "sides" whose object is turned and reshaped, 0..1; with a
+            larger share the same variants change, and more.
         seed: of everything random; results depend on it and the object's id alone.
 
     Raises:
-        InvalidInputError: a value out of range, or azimuths without the plan "custom".
+        InvalidInputError: a value out of range, azimuths without the plan "custom", or reshaping without "sides".
     """
 
     plan: Plan = "standard"
@@ -61,6 +65,7 @@ class RenderOptions:
     supersample: int = 2
     geometry: bool = True
     augment_textures: bool | None = None
+    reshape_probability: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -76,6 +81,14 @@ class RenderOptions:
             (0 < self.fov_deg < 180, f"fov_deg must lie in (0, 180) degrees, got {self.fov_deg}"),
             (1 <= self.supersample <= 4, f"supersample must lie in 1..4, got {self.supersample}"),
             (self.seed >= 0, f"seed must be >= 0, got {self.seed}"),
+            (
+                0 <= self.reshape_probability <= 1,
+                f"reshape_probability must lie in 0..1, got {self.reshape_probability}",
+            ),
+            (
+                not self.reshape_probability or self.plan == "sides",
+                f"reshape_probability needs plan 'sides', the plan is {self.plan!r}",
+            ),
             (
                 all(-90 <= e <= 90 for e in self.elevations_deg or ()),
                 f"elevations must lie in [-90, 90] degrees, got {self.elevations_deg}",
@@ -117,6 +130,8 @@ class RenderOptions:
             "augment_textures": self.augments_textures,
             "seed": self.seed,
         }
+        if self.reshape_probability:
+            settings["reshape_probability"] = self.reshape_probability
         if self.plan == "custom":
             settings["azimuths_deg"] = list(self.azimuths_deg or _INPUT_AZIMUTHS)
             settings["elevations_deg"] = list(self.elevations_deg or (0.0,))
@@ -141,12 +156,19 @@ class Variant:
         light: fixed in the world.
         augmentation: of the textures.
         frames: pictures to take.
+        reshape: how the object is turned and reshaped; None leaves it as it is.
     """
 
     bounding_radius: float
     light: Light
     augmentation: TextureAugmentation
     frames: tuple[Frame, ...]
+    reshape: Reshape | None = None
+
+    def settings(self) -> dict[str, object]:
+        """What `transforms.json` says of it."""
+        changed = {} if self.reshape is None else {"reshape": self.reshape.settings()}
+        return {"bounding_radius": self.bounding_radius, "textures": self.augmentation.name, **changed}
 
 
 def plan_variant(options: RenderOptions, object_id: str, realistic: bool, number: int) -> Variant:
@@ -162,7 +184,11 @@ def plan_variant(options: RenderOptions, object_id: str, realistic: bool, number
     augmentation = TextureAugmentation()
     if options.augments_textures:
         augmentation = random_augmentation(generator, realistic=realistic)
-    return Variant(radius, light, augmentation, frames)
+    reshape = None
+    if options.reshape_probability and number > 0:
+        shapes = np.random.default_rng([options.seed, digest, number, _RESHAPE_STREAM])
+        reshape = random_reshape(shapes) if shapes.random() < options.reshape_probability else None
+    return Variant(radius, light, augmentation, frames, reshape)
 
 
 def _sides(number: int, generator: np.random.Generator) -> tuple[Frame, ...]:

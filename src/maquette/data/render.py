@@ -74,11 +74,14 @@ def render_variants(
             height=options.image_size,
             width=options.image_size,
         )
-        placed = surface.placed(center, variant.bounding_radius / radius)
-        yield _render(placed, variant, number, cameras, options)
+        shape, middle, size = surface, center, radius
+        if variant.reshape is not None:
+            shape = variant.reshape.apply(surface.placed(center, 1 / radius))
+            middle, size = bounding_sphere(shape)
+        yield _render(shape.placed(middle, variant.bounding_radius / size), variant, number, cameras, options)
 
 
-def bounding_sphere(mesh: Mesh) -> tuple[tuple[float, float, float], float]:
+def bounding_sphere(mesh: Mesh | Surface) -> tuple[tuple[float, float, float], float]:
     """Centre of the bounding box of all finite vertices that a face uses, and the largest distance from it."""
     used = mesh.vertices[torch.unique(mesh.faces)].double()
     used = used[torch.isfinite(used).all(-1)]
@@ -177,7 +180,7 @@ def write_object(
     for item in rendered:
         poses = item.cameras.to(torch.float64).opengl_poses().tolist()
         focal = (float(item.cameras.intrinsics[0, 0, 0]), float(item.cameras.intrinsics[0, 1, 1]))
-        variants.append({"bounding_radius": item.variant.bounding_radius, "textures": item.variant.augmentation.name})
+        variants.append(item.variant.settings())
         for view, frame in enumerate(item.variant.frames):
             name = f"{len(frames):03d}.png"
             entry: dict[str, Any] = {"file_path": f"rgb/{name}", "transform_matrix": poses[view]}
@@ -187,7 +190,8 @@ def write_object(
                 _save(folder / "depth" / name, levels)
                 _save(folder / "normal" / name, item.normals[view])
                 entry |= {"depth_file_path": f"depth/{name}", "normal_file_path": f"normal/{name}"}
-            frames.append({**entry, "variant": item.number, "role": frame.role})
+            changed = {} if item.variant.reshape is None else {"reshaped": True}
+            frames.append({**entry, "variant": item.number, "role": frame.role, **changed})
         pictures.extend(item.colors)
     size = options.image_size
     document = {

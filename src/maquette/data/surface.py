@@ -15,6 +15,7 @@ from maquette.mesh import Mesh
 from maquette.raster.mesh import MeshFragments
 
 _MAX_LEVELS = 12
+_MIN_AREA = 1e-12
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,15 @@ class Surface:
         vertices = (self.vertices - self.vertices.new_tensor(center)) * scale
         return dataclasses.replace(self, vertices=vertices, texel_density=self.texel_density / scale)
 
+    def moved(self, vertices: Tensor, normals: Tensor | None) -> Surface:
+        """The same surface with other positions `[N, 3]` and unit vertex normals `[N, 3]` of its vertices."""
+        _, before = _normals_and_areas(self.vertices, self.faces)
+        face_normals, after = _normals_and_areas(vertices, self.faces)
+        density = self.texel_density * (before.clamp_min(_MIN_AREA) / after.clamp_min(_MIN_AREA)).sqrt()
+        return dataclasses.replace(
+            self, vertices=vertices, normals=normals, face_normals=face_normals, texel_density=density
+        )
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -83,9 +93,7 @@ def pack_surface(mesh: Mesh, device: torch.device | str) -> Surface:
     """
     mesh = mesh.to(device)
     vertices, faces = mesh.vertices.float(), mesh.faces
-    corners = vertices[faces]
-    normal = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    area = normal.norm(dim=-1) * 0.5
+    face_normals, area = _normals_and_areas(vertices, faces)
     materials = mesh.face_materials
     if materials is None:
         materials = torch.zeros(mesh.num_faces, dtype=torch.int64, device=faces.device)
@@ -97,12 +105,12 @@ def pack_surface(mesh: Mesh, device: torch.device | str) -> Surface:
         a, b = edge[:, 1] - edge[:, 0], edge[:, 2] - edge[:, 0]
         uv_area = (a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).abs() * 0.5
         size = levels[materials, 0].float()
-        density = (uv_area * size[:, 1] * size[:, 2] / area.clamp_min(1e-12)).sqrt()
+        density = (uv_area * size[:, 1] * size[:, 2] / area.clamp_min(_MIN_AREA)).sqrt()
     colors = torch.tensor([m.base_color[:3] for m in mesh.materials], dtype=torch.float32)
     return Surface(
         vertices=vertices,
         faces=faces,
-        face_normals=functional.normalize(normal, dim=-1),
+        face_normals=face_normals,
         normals=None if mesh.normals is None else mesh.normals.float(),
         vertex_colors=None if mesh.vertex_colors is None else srgb_to_linear(mesh.vertex_colors[:, :3].float()),
         face_materials=materials,
@@ -113,6 +121,13 @@ def pack_surface(mesh: Mesh, device: torch.device | str) -> Surface:
         num_levels=num_levels,
         texel_density=density,
     )
+
+
+def _normals_and_areas(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:
+    """Geometric unit normals `[M, 3]` and areas `[M]` of triangles."""
+    corners = vertices[faces]
+    normal = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    return functional.normalize(normal, dim=-1), normal.norm(dim=-1) * 0.5
 
 
 def _pack_textures(mesh: Mesh) -> tuple[Tensor, Tensor, Tensor]:

@@ -38,7 +38,7 @@ class LatentFeed:
 
     Each process keeps `config.latent_copies` versions of every set, augmented differently: half of the versions with
     changed colours as `config.augment` says, the others in their own. With a picture as condition any of the four
-    sides may come first.
+    sides may come first. Of changed colours and of objects that were reshaped no sentence is told.
 
     Args:
         dataset: pictures with four input views per variant, a quarter turn apart at one elevation.
@@ -84,6 +84,7 @@ class LatentFeed:
         )
         self._variants = torch.from_numpy(variants)
         self._num_variants = int(variants.max()) + 1
+        self._reshaped = _reshaped_rows(dataset, self._num_variants).to(device)
         sentences = [
             template.format(caption=info.caption or info.category, category=info.category or info.caption)
             for info in objects
@@ -104,7 +105,7 @@ class LatentFeed:
         owners, rows = where
         draws = torch.rand(4, len(rows), generator=generator, device=device)
         copies = (draws[0] * config.latent_copies).long()
-        wordless = copies % 2 == 1
+        wordless = (copies % 2 == 1) | self._reshaped[rows]
         sentence = torch.bucketize(draws[1], self._shares)
         # Sentences are told of the front: only objects that go without may be turned.
         turned = wordless & (draws[2] < 2 * _TURNED_SHARE)
@@ -187,6 +188,15 @@ def _input_frames(variants: npt.NDArray[np.int64], is_input: BoolArray, num_vari
                 rows.append(index * num_variants + variant)
                 frames.append(found[:4])
     return torch.tensor(rows), torch.from_numpy(np.stack(frames))
+
+
+def _reshaped_rows(dataset: RenderedDataset, num_variants: int) -> Tensor:
+    """Rows whose object was turned and reshaped, bool `[O * num_variants]`."""
+    found = torch.zeros(len(dataset), num_variants, dtype=torch.bool)
+    if dataset.reshaped is not None:
+        owners = torch.arange(len(dataset))[:, None].expand_as(dataset.variants)
+        found[owners[dataset.reshaped], dataset.variants[dataset.reshaped]] = True
+    return found.flatten()
 
 
 def _expanded(index: Tensor, shape: Sequence[int]) -> Tensor:
