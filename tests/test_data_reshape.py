@@ -120,7 +120,7 @@ def test_shapes_are_varied_but_limited() -> None:
     drawn = [random_reshape(generator) for _ in range(400)]
     stretches = np.log([shape.stretch for shape in drawn])
     assert np.abs(stretches).max() <= 0.5 and 0.2 < stretches.std() < 0.26
-    assert max(abs(shape.lean) for shape in drawn) <= 0.25 and max(abs(shape.taper) for shape in drawn) <= 0.4
+    assert max(abs(shape.lean) for shape in drawn) <= 0.18 and max(abs(shape.taper) for shape in drawn) <= 0.4
     turns = np.array([shape.turn_deg for shape in drawn])
     assert turns.min() >= 0 and turns.max() < 360
     sides = turns[turns % 90 == 0]

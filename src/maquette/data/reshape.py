@@ -14,7 +14,7 @@ from torch.nn import functional
 from maquette.data.surface import Surface
 
 _STRETCH_SPREAD, _MAX_STRETCH = 0.25, 0.5
-_LEAN_SPREAD, _MAX_LEAN = 0.1, 0.25
+_LEAN_SPREAD, _MAX_LEAN = 0.07, 0.18
 _TAPER_SPREAD, _MAX_TAPER = 0.15, 0.4
 
 
