@@ -8,18 +8,19 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 CORE := $(VENV)/.installed-core
 DEV := $(VENV)/.installed-dev
 DEPENDENCIES := pyproject.toml constraints/cpu.txt
-EXAMPLE ?= examples/taxi/transforms.json
+EXAMPLE ?= examples/cactus/rgb/000.png
+PROMPT ?= a wooden chair
 DEMO_OUTPUT ?= outputs/demo
 WORKERS ?= 2
 
 # With an NVIDIA GPU: torch's default build and the run-time compiler of our CUDA kernels. Without: the CPU build.
 ifneq ($(shell nvidia-smi -L 2>/dev/null),)
 CONSTRAINTS :=
-CORE_EXTRAS := [cuda]
+CORE_EXTRAS := [cuda,diffusion]
 DEV_EXTRAS := [cuda,dev]
 else
 CONSTRAINTS := -c constraints/cpu.txt
-CORE_EXTRAS :=
+CORE_EXTRAS := [diffusion]
 DEV_EXTRAS := [dev]
 endif
 
@@ -27,7 +28,7 @@ endif
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo       four pictures in, a 3D asset out, in $(DEMO_OUTPUT)"
+	@echo "make demo       one picture in, then a sentence, a 3D asset out of each, in $(DEMO_OUTPUT)"
 	@echo "make test       lint, types and the tests"
 	@echo "make test-full  the same with the full-size networks and long runs"
 	@echo "make lint       ruff and mypy only"
@@ -53,9 +54,11 @@ $(DEV): $(DEPENDENCIES) | $(BIN)/python
 	@touch $(CORE) $@
 
 demo: $(CORE)
-	@test -n "$(EXAMPLE)" || { echo "no example: give one with make demo EXAMPLE=folder/transforms.json"; exit 1; }
-	@echo "== maquette generate $(patsubst %/,%,$(dir $(EXAMPLE))) -o $(DEMO_OUTPUT)"
-	@$(BIN)/maquette generate $(patsubst %/,%,$(dir $(EXAMPLE))) -o $(DEMO_OUTPUT)
+	@test -e "$(EXAMPLE)" || { echo "no such example: give a picture, or a folder of views, with make demo EXAMPLE=FILE"; exit 1; }
+	@echo '== maquette generate $(EXAMPLE) -o $(DEMO_OUTPUT)/picture'
+	@$(BIN)/maquette generate $(EXAMPLE) -o $(DEMO_OUTPUT)/picture
+	@echo '== maquette generate --prompt "$(PROMPT)" -o $(DEMO_OUTPUT)/sentence'
+	@$(BIN)/maquette generate --prompt "$(PROMPT)" -o $(DEMO_OUTPUT)/sentence
 
 lint: $(DEV)
 	@echo "== ruff, mypy (up to a minute)"

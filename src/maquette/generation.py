@@ -283,6 +283,7 @@ def _report(
     made: MadeViews, picture: str | Path | Tensor | None, pipeline: MultiViewPipeline, options: ViewOptions
 ) -> dict[str, Any]:
     params = pipeline.params
+    guidance = params.guidance_for(picture is not None) if options.guidance is None else options.guidance
     return {
         "maquette": maquette.__version__,
         "torch": torch.__version__,
@@ -293,7 +294,7 @@ def _report(
         "negative_prompt": options.negative_prompt,
         "seed": options.seed,
         "steps": options.steps if options.steps is not None else params.default_steps,
-        "guidance": options.guidance if options.guidance is not None else params.default_guidance,
+        "guidance": guidance,
         "elevation_deg": options.elevation_deg,
         "views": [folder.name for folder in made.folders],
         "files": {kind: path.name for kind, path in made.files.items()},

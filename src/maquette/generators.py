@@ -49,8 +49,8 @@ class GeneratorEntry:
         """What to do when the weights are not on this machine."""
         if self.hub_repository is None:
             return (
-                "no trained weights of it are part of maquette yet; train them (docs/generators.md says how) and give "
-                "the file: maquette generate --generator-weights FILE"
+                "they come with a release of maquette; or train them (docs/generators.md says how) and give the file: "
+                "maquette generate --generator-weights FILE"
             )
         return (
             f"fetch the folder https://huggingface.co/{self.hub_repository} (git clone, or its own client), then run: "
@@ -62,9 +62,10 @@ _ENTRIES = (
     GeneratorEntry(
         "mvdream-mini",
         MVDREAM_MINI,
-        9_805_004,
+        9_824_852,
         "Apache-2.0",
         "Ours: four views from a sentence, a picture or both, small enough to ship.",
+        embedded=True,
     ),
     GeneratorEntry(
         "mvdream",

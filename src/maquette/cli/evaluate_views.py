@@ -105,7 +105,7 @@ def _measure_sides(args: Args, device: torch.device) -> list[SideEvaluation]:
     reconstruct = None if args.reconstructor == "none" else load(args.reconstructor, device)
     answers: dict[str, Any] = {}
     for steps in args.steps:
-        for guidance in args.guidance or (generator.params.default_guidance,):
+        for guidance in args.guidance or (generator.params.guidance_for(True),):
             answers[f"{steps} steps, guidance {guidance:g}"] = _answer(generator, steps, guidance, args.seed)
     if not answers:
         raise InvalidInputError("--steps names no number of steps")

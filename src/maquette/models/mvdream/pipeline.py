@@ -132,7 +132,7 @@ class MultiViewPipeline:
             negative_prompt: what not to show.
             seed: sample i is made from `seed + i`; the same seed gives the same bytes on the CPU.
             num_samples: objects to make; they are made one after another.
-            steps, guidance: None takes the official defaults. Guidance 1 leaves out the unconditional half.
+            steps, guidance: None takes the model's defaults. Guidance 1 leaves out the unconditional half.
             sampler: "ddim" or "dpm++".
             eta: share of fresh noise in each step of ddim.
             elevation_deg: of the four cameras.
@@ -142,7 +142,7 @@ class MultiViewPipeline:
             InvalidInputError: a value is out of range, or the picture is missing, not square or given without need.
         """
         steps = self.params.default_steps if steps is None else steps
-        guidance = self.params.default_guidance if guidance is None else guidance
+        guidance = self.params.guidance_for(picture is not None) if guidance is None else guidance
         if num_samples < 1:
             raise InvalidInputError(f"num_samples must be at least 1, got {num_samples}")
         if not guidance >= 1.0:
