@@ -27,7 +27,8 @@ from maquette.training.step import step_seed
 from maquette.views import Views
 
 _CHUNK = 32
-_TURNED_SHARE = 0.5
+_TOLD_SHARE = 0.5
+_FRONT_AZIMUTH = 1e-3  # radians
 SENTENCES = ("{caption}", "a {caption}", "{caption}, {category}", "a {category}")
 """What is said of an object."""
 _SENTENCE_SHARES = (0.45, 0.3, 0.15, 0.1)
@@ -37,8 +38,9 @@ class LatentFeed:
     """Sets of four views as latents in the memory of the training device, drawn object by object as pictures would be.
 
     Each process keeps `config.latent_copies` versions of every set, augmented differently: half of the versions with
-    changed colours as `config.augment` says, the others in their own. With a picture as condition any of the four
-    sides may come first. Of changed colours and of objects that were reshaped no sentence is told.
+    changed colours as `config.augment` says, the others in their own. Half of what is drawn is told a sentence: true
+    fronts of objects as they are, in their own colours. Of the rest (reshaped, turned, other colours) only the picture
+    is shown, and any of the four sides may come first.
 
     Args:
         dataset: pictures with four input views per variant, a quarter turn apart at one elevation.
@@ -84,7 +86,10 @@ class LatentFeed:
         )
         self._variants = torch.from_numpy(variants)
         self._num_variants = int(variants.max()) + 1
-        self._reshaped = _reshaped_rows(dataset, self._num_variants).to(device)
+        rows, frames = _input_frames(variants, is_input, self._num_variants)
+        self._fronts, self._num_fronts = (
+            part.to(device) for part in _front_rows(dataset, rows, frames, self._num_variants)
+        )
         sentences = [
             template.format(caption=info.caption or info.category, category=info.category or info.caption)
             for info in objects
@@ -92,7 +97,7 @@ class LatentFeed:
         ]
         self._prompts = token_ids(tokenizer, [*sentences, ""], params.text_encoder).to(device)
         self._shares = torch.tensor(_SENTENCE_SHARES, device=device).cumsum(0)[:-1]
-        self._encode_all(dataset, is_input, autoencoder.to(device).eval().requires_grad_(False))
+        self._encode_all(dataset, rows, frames, autoencoder.to(device).eval().requires_grad_(False))
 
     def draw(self, step: int, micro_step: int, generator: torch.Generator) -> tuple[DenoisingBatch]:
         """The batch of this process."""
@@ -103,29 +108,30 @@ class LatentFeed:
         where = torch.stack([chosen, chosen * self._num_variants + variants])
         where = where.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else where
         owners, rows = where
-        draws = torch.rand(4, len(rows), generator=generator, device=device)
+        draws = torch.rand(5, len(rows), generator=generator, device=device)
         copies = (draws[0] * config.latent_copies).long()
-        wordless = (copies % 2 == 1) | self._reshaped[rows]
         sentence = torch.bucketize(draws[1], self._shares)
-        # Sentences are told of the front: only objects that go without may be turned.
-        turned = wordless & (draws[2] < 2 * _TURNED_SHARE)
-        first = torch.where(turned, (draws[3] * 4).long(), 0)
+        # Sentences are told of the true front in its own colours: only objects that go without may be turned.
+        counts = self._num_fronts[owners]
+        told = (draws[2] < _TOLD_SHARE) & (counts > 0)
+        rows = torch.where(told, self._fronts[owners, (draws[3] * counts).long()], rows)
+        copies = torch.where(told, copies - copies % 2, copies)
+        first = torch.where(told, 0, (draws[4] * 4).long())
         order = (first[:, None] + torch.arange(4, device=device)) % 4
         latents = self._latents[copies, rows].float().gather(1, _expanded(order, self._latents.shape[3:]))
         pictures = self._pictures[copies, rows, first].float().div_(255)
         prompts = self._prompts[owners * len(SENTENCES) + sentence]
-        return (
-            DenoisingBatch(latents, self._conditions[copies, rows], pictures, prompts, self._prompts[-1], wordless),
-        )
+        return (DenoisingBatch(latents, self._conditions[copies, rows], pictures, prompts, self._prompts[-1], ~told),)
 
     def close(self) -> None:
         """Nothing to stop."""
 
-    def _encode_all(self, dataset: RenderedDataset, is_input: BoolArray, autoencoder: LatentAutoencoder) -> None:
+    def _encode_all(
+        self, dataset: RenderedDataset, rows: Tensor, frames: Tensor, autoencoder: LatentAutoencoder
+    ) -> None:
         """Fills `_latents` [copies, rows, 4, C, h, w], `_pictures` [copies, rows, 4, 3, S, S] and `_conditions`
         [copies, rows, 4, 16]; a row is object * variants + variant."""
         config, params, device = self._config, self._params, self._device
-        rows, frames = _input_frames(self._variants.numpy(), is_input, self._num_variants)
         shape = (config.latent_copies, len(dataset) * self._num_variants, 4)
         size, channels = params.latent_size, params.unet.in_channels
         self._latents = torch.zeros(*shape, channels, size, size, dtype=torch.float16, device=device)
@@ -190,13 +196,24 @@ def _input_frames(variants: npt.NDArray[np.int64], is_input: BoolArray, num_vari
     return torch.tensor(rows), torch.from_numpy(np.stack(frames))
 
 
-def _reshaped_rows(dataset: RenderedDataset, num_variants: int) -> Tensor:
-    """Rows whose object was turned and reshaped, bool `[O * num_variants]`."""
-    found = torch.zeros(len(dataset), num_variants, dtype=torch.bool)
+def _front_rows(dataset: RenderedDataset, rows: Tensor, frames: Tensor, num_variants: int) -> tuple[Tensor, Tensor]:
+    """Rows that show an object as it is, from the true front on: `[O, num_variants]`, and how many of them `[O]`.
+
+    `rows` and `frames` are those of `_input_frames`.
+    """
+    owners, first = rows // num_variants, frames[:, 0]
+    size = dataset.image_size
+    cameras = Cameras(dataset.world_to_camera[owners, first], dataset.intrinsics[owners, first], size, size)
+    positions = cameras.positions
+    fronts = torch.atan2(positions[:, 0], positions[:, 2]).abs() < _FRONT_AZIMUTH
     if dataset.reshaped is not None:
-        owners = torch.arange(len(dataset))[:, None].expand_as(dataset.variants)
-        found[owners[dataset.reshaped], dataset.variants[dataset.reshaped]] = True
-    return found.flatten()
+        fronts &= ~dataset.reshaped[owners, first]
+    counts = torch.zeros(len(dataset), dtype=torch.long)
+    table = torch.zeros(len(dataset), num_variants, dtype=torch.long)
+    for owner, row in zip(owners[fronts].tolist(), rows[fronts].tolist(), strict=True):
+        table[owner, counts[owner]] = row
+        counts[owner] += 1
+    return table, counts
 
 
 def _expanded(index: Tensor, shape: Sequence[int]) -> Tensor:

@@ -82,7 +82,7 @@ class DenoisingBatch:
         pictures: view 0 on white, `[B, 3, S, S]` in 0..1, S the picture encoder's size.
         prompts: token ids of what is said, `[B, T]`.
         silence: those of the empty sentence, `[T]`.
-        wordless: objects of which no sentence is true, since their colours were changed, bool `[B]`.
+        wordless: objects of which no sentence is told, since they are changed or turned, bool `[B]`.
     """
 
     latents: Tensor
