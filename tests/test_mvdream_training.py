@@ -234,7 +234,8 @@ def test_denoisers_resume_exactly_and_continue_from_their_exports(autoencoder_fi
     parts = train_denoiser(autoencoder_file, tmp_path / "parts", 4)
     first, second = read_weights(whole)[0], read_weights(parts)[0]
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-    train_denoiser(autoencoder_file, tmp_path / "more", 1, init_from=whole)
+    more = train_denoiser(whole, tmp_path / "more", 1, init_from=whole)  # a whole model has an auto-encoder as well
+    assert all(torch.equal(read_weights(more)[0][name], first[name]) for name in first if name.startswith("vae."))
     given = dataclasses.replace(config("mvdream-mini", 1), autoencoder=None)
     with pytest.raises(InvalidInputError, match="mvdream-mini-autoencoder"):
         denoiser_task(TINY, given)

@@ -18,15 +18,14 @@
 #   GPUS, BATCH_1, BATCH_2 processes, and objects of each per step
 #   VARIANTS               looks per object that are rendered
 #   RESHAPE                share of those beyond the first that show it turned and reshaped, 0 to 1
-#   LAYOUT                 options for the denoiser's speed; probe (with several GPUs) tries --channels-last and --compile
-#                          on the last GPU while the auto-encoder is trained on the others, and takes the faster
+#   LAYOUT                 options for the denoiser's speed
 #   LIMIT                  seconds after which this call has ended (calls end at 600)
 set -euo pipefail
 : "${OUT:?folder for results}" "${STAGE:?compare, train or wait}" "${ASSETS:=.carry/assets.tar.xz}" "${GPUS:=4}" "${LIMIT:=585}" "${WORK:=/tmp/maquette}"
 : "${AE_SECONDS:=240}" "${SECONDS_2:=600}" "${COMPARE_SECONDS:=90}" "${BATCH_1:=6}" "${BATCH_2:=128}" "${SOURCE:=src}"
-: "${AUTOENCODER:=}" "${INIT:=}" "${VARIANTS:=5}" "${RESHAPE:=0.5}" "${LAYOUT=--channels-last}" "${PROBE_STEPS:=160}" "${DECODER_SECONDS:=0}" "${SAVE_EVERY:=1000}"
+: "${AUTOENCODER:=}" "${INIT:=}" "${VARIANTS:=5}" "${RESHAPE:=0.5}" "${LAYOUT=--channels-last}" "${DECODER_SECONDS:=0}" "${SAVE_EVERY:=1000}"
 export PYTHONPATH="$SOURCE:/tmp/site" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=8 AE_SECONDS SECONDS_2 BATCH_1 BATCH_2 GPUS WORK
-export AUTOENCODER INIT LAYOUT PROBE_STEPS DECODER_SECONDS SAVE_EVERY HF_HUB_OFFLINE=1
+export AUTOENCODER INIT LAYOUT DECODER_SECONDS SAVE_EVERY HF_HUB_OFFLINE=1
 began=$(date +%s)
 mkdir -p "$WORK"
 if [ -d .whl ] && [ ! -d /tmp/site ]; then
@@ -39,7 +38,6 @@ render() { # split plan
 if [ ! -f "$WORK/data.done" ]; then
   nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
   render train sides --variants "$VARIANTS" --reshape-probability "$RESHAPE"
-  [ "$LAYOUT" != probe ] || render val sides --variants 2
   touch "$WORK/data.done"
   cp "$WORK/train-sides/contact.png" "$OUT/"
   echo "data ready after $(($(date +%s) - began)) s"
@@ -47,35 +45,13 @@ fi
 cat > "$WORK/autoencoder.sh" <<'FIRST'
 set -e
 if [ -n "$AUTOENCODER" ]; then cp "$AUTOENCODER" "$WORK/autoencoder.safetensors"; exit 0; fi
-torchrun --standalone --nproc_per_node="$AE_GPUS" -m maquette.cli train mvdream-mini-autoencoder --data "$WORK/train-sides" \
+torchrun --standalone --nproc_per_node="$GPUS" -m maquette.cli train mvdream-mini-autoencoder --data "$WORK/train-sides" \
   -o "$WORK/phase1" --batch-size "$BATCH_1" --steps 20000 --schedule-seconds "$AE_SECONDS" --channels-last \
   --export "$WORK/autoencoder.safetensors" --save-every 100000 --picture-every 500 --log-every 50
 FIRST
-cat > "$WORK/probe.sh" <<'PROBE' # writes the faster options to layout.txt
-export CUDA_VISIBLE_DEVICES=$(echo "${CUDA_VISIBLE_DEVICES:-0,1,2,3,4,5,6,7}" | cut -d, -f"$GPUS")
-trial() { # model steps options
-  python3 -m maquette.cli train "$1" --data "$WORK/val-sides" --split val -o "$WORK/probe$3" --steps "$2" --save-every 0 \
-    --picture-every 0 --log-every 40 --export "$WORK/probe$3.safetensors" "${@:3}" > "$WORK/probe$3.txt" 2>&1
-}
-speed() { grep -o 'steps_per_second [0-9.]*' "$WORK/probe$1.txt" | tail -n 1 | cut -d' ' -f2; }
-trial mvdream-mini-autoencoder 1 --no-compile --batch-size 2
-for option in --channels-last --compile; do
-  trial mvdream-mini "$PROBE_STEPS" "$option" --batch-size "$BATCH_2" --autoencoder "$WORK/probe--no-compile.safetensors"
-  echo "$option: $(speed "$option") steps/s on one GPU"
-done
-python3 -c "import sys; print('--compile' if float(sys.argv[2]) > 1.15 * float(sys.argv[1]) else '--channels-last')" \
-  "$(speed --channels-last)" "$(speed --compile)" > "$WORK/layout.new" && mv "$WORK/layout.new" "$WORK/layout.txt"
-PROBE
 cat > "$WORK/train.sh" <<'PHASES'
 set -e
-export AE_GPUS=$GPUS
-echo "${LAYOUT/probe/--channels-last}" > "$WORK/layout.txt"
-if [ "$LAYOUT" = probe ]; then
-  AE_GPUS=$((GPUS - 1))
-  timeout 180 bash "$WORK/probe.sh" &
-fi
 bash "$WORK/autoencoder.sh"
-[ "$LAYOUT" != probe ] || wait
 if [ -z "$AUTOENCODER" ]; then
   python3 benchmarks/train_classifier.py --data "$WORK/train-sides" -o "$WORK/classifier.safetensors" > "$WORK/classifier.txt" 2>&1 &
 fi
@@ -86,14 +62,10 @@ if [ "$DECODER_SECONDS" -gt 0 ]; then
     --export "$WORK/decoder.safetensors" --save-every 500 --picture-every 500 --log-every 50 > "$WORK/decoder.txt" 2>&1 &
   GPUS=$((GPUS - 1))
 fi
-denoise() { # speed options, then others
-  torchrun --standalone --nproc_per_node="$GPUS" -m maquette.cli train mvdream-mini --data "$WORK/train-sides" \
-    -o "$WORK/phase2" --autoencoder "$WORK/autoencoder.safetensors" --batch-size "$BATCH_2" --steps 20000 \
-    --schedule-seconds "$SECONDS_2" ${INIT:+--init-from "$INIT"} \
-    --export "$WORK/mvdream-mini.safetensors" --save-every "$SAVE_EVERY" --picture-every 0 --log-every 100 "$@"
-}
-layout=$(cat "$WORK/layout.txt")
-denoise $layout "$@" || denoise --channels-last "$@" # compilers fail in ways of their own
+torchrun --standalone --nproc_per_node="$GPUS" -m maquette.cli train mvdream-mini --data "$WORK/train-sides" \
+  -o "$WORK/phase2" --autoencoder "$WORK/autoencoder.safetensors" --batch-size "$BATCH_2" --steps 20000 \
+  --schedule-seconds "$SECONDS_2" ${INIT:+--init-from "$INIT"} $LAYOUT \
+  --export "$WORK/mvdream-mini.safetensors" --save-every "$SAVE_EVERY" --picture-every 0 --log-every 100 "$@"
 wait
 PHASES
 bring_home() { # logs, a picture and the newest weights; eight files come home at most, of 16 MiB
@@ -108,7 +80,7 @@ bring_home() { # logs, a picture and the newest weights; eight files come home a
 case "$STAGE" in
   compare)
     [ -d "$WORK/val-standard" ] || render val standard
-    AE_GPUS=$GPUS bash "$WORK/autoencoder.sh" > "$OUT/autoencoder.txt" 2>&1
+    bash "$WORK/autoencoder.sh" > "$OUT/autoencoder.txt" 2>&1
     tail -n 2 "$OUT/autoencoder.txt"
     cp "$WORK/autoencoder.safetensors" "$OUT/"
     number=0

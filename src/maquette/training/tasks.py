@@ -143,9 +143,10 @@ def autoencoder_task(params: MVDreamParams, config: TrainConfig) -> Task:
 
 
 def _load_autoencoder(network: nn.Module, path: str) -> dict[str, Tensor]:
+    """Loads and returns the auto-encoder of a file, which may be a whole model."""
     from maquette.weights import load_strictly, read_weights
 
-    state, _ = read_weights(path)
+    state = {name: value for name, value in read_weights(path)[0].items() if name.startswith("vae.")}
     load_strictly(network, state, path)
     return state
 
