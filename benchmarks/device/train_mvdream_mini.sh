@@ -70,7 +70,7 @@ wait
 PHASES
 bring_home() { # logs, a picture and the newest weights; eight files come home at most, of 16 MiB
   tar czf "$OUT/logs.tgz" -C "$WORK" train.txt $(cd "$WORK" && ls classifier.txt decoder.txt phase*/log.jsonl 2>/dev/null) || true
-  ls -t "$WORK"/phase1/pictures/*.png 2>/dev/null | head -n 1 | xargs -r -I{} cp {} "$OUT/autoencoder.png"
+  ls -t "$WORK"/phase1/pictures/*.png 2>/dev/null | head -n 1 | xargs -r -I{} cp {} "$OUT/autoencoder.png" || true
   for file in mvdream-mini autoencoder decoder classifier; do
     if [ "$WORK/$file.safetensors" -nt "$OUT/$file.part-aa" ]; then
       split -b 14M "$WORK/$file.safetensors" "$OUT/$file.part-"
