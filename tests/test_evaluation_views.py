@@ -102,7 +102,7 @@ def test_the_nearest_training_object_is_found(tmp_path: Path) -> None:
 
 def test_the_classifier_learns_categories_and_judges_captions(tmp_path: Path) -> None:
     data = painted()
-    network = train_classifier(data, steps=16, batch_size=6, lr=2e-3)
+    network = train_classifier(data, steps=48, batch_size=6, lr=2e-3)
     file = tmp_path / "classifier.safetensors"
     save_classifier(file, network, {"data": "painted"})
     judge = load_classifier(file)
