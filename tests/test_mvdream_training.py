@@ -326,6 +326,35 @@ def test_both_stages_train_under_autocast_and_use_all_they_train() -> None:
     assert trained == {name for name, parameter in denoiser.named_parameters() if parameter.grad is not None}
 
 
+@pytest.mark.gpu
+def test_captured_passes_train_as_eager_ones_do(autoencoder_file: Path, tmp_path: Path) -> None:
+    weights = []
+    for captured in (False, True):
+        run = RunOptions(tmp_path / f"run{captured}", device="cuda", quiet=True, tensorboard=False, picture_every=0,
+                         export=tmp_path / f"{captured}.safetensors", cuda_graph=captured)  # fmt: skip
+        given = config("mvdream-mini", 30, autoencoder=str(autoencoder_file))
+        train(given, run, rendered(two_objects()), build=lambda known: denoiser_task(TINY, known))
+        weights.append(read_weights(tmp_path / f"{captured}.safetensors")[0])
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name].float(), value.float(), atol=5e-3, rtol=0.0, msg=name)
+
+
+def test_captures_that_cannot_work_are_refused(autoencoder_file: Path, tmp_path: Path) -> None:
+    def attempt(**changes: object) -> None:
+        given = config("mvdream-mini", 2, autoencoder=str(autoencoder_file), **changes)
+        run = options(tmp_path / "run", cuda_graph=True)
+        train(given, run, rendered(two_objects()), build=lambda known: denoiser_task(TINY, known))
+
+    with pytest.raises(UnsupportedError, match="need a GPU"):
+        attempt()
+    with pytest.raises(InvalidInputError, match="no accumulation, got 2"):
+        attempt(accumulation=2)
+    first = config("mvdream-mini-autoencoder", 2, batch_size=2)
+    run = options(tmp_path / "first", cuda_graph=True)
+    with pytest.raises(UnsupportedError, match="cannot record mvdream-mini-autoencoder"):
+        train(first, run, rendered(two_objects()), build=lambda given: autoencoder_task(TINY, given))
+
+
 def test_wrong_objectives_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="takes no picture"):
         DenoisingObjective(TINY_MVDREAM)

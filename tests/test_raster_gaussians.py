@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -442,6 +445,22 @@ def test_same_bytes_every_run(backend: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(outputs, again, strict=True))
         if backend == "cpu":
             assert all(torch.equal(a, b) for a, b in zip(gradients, gradients_again, strict=True))
+
+
+def test_the_first_picture_leaves_torch_its_number_of_threads() -> None:
+    """In a process of its own: only Numba's start changes it, and with it the last digits of torch's later sums."""
+    code = """
+import torch
+from maquette.cameras import Cameras
+from maquette.gaussians import Gaussians
+from maquette.raster import render_gaussians
+gaussians = Gaussians(torch.zeros(1, 3), torch.tensor([[1.0, 0, 0, 0]]), torch.full((1, 3), 0.1), torch.ones(1), torch.ones(1, 3))
+render_gaussians(gaussians, Cameras.orbit([0.0], height=32, width=32), backend="cpu")
+print(torch.get_num_threads())
+"""
+    settings = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2", "NUMBA_THREADING_LAYER": "omp"}
+    done = subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, text=True)
+    assert done.stdout.strip() == "1", done.stderr
 
 
 def test_cpu_result_does_not_depend_on_the_number_of_threads() -> None:

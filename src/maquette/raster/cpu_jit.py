@@ -51,13 +51,16 @@ def compiled(*, fast: bool = False, inline: bool = False, parallel: bool = False
 def kernel_threads() -> Iterator[int]:
     """Runs kernels on as many threads as torch uses, one caller at a time; gives the number of threads.
 
-    Some of Numba's threading layers abort the process when two Python threads enter them at once.
+    Some of Numba's threading layers abort the process when two Python threads enter them at once. Its OpenMP layer
+    sets the number of threads of everybody else when it starts; torch gets its own back, since its sums depend on it.
     """
     with _LOCK:
-        before = numba.get_num_threads()
-        threads = max(1, min(torch.get_num_threads(), before))
+        torch_threads, before = torch.get_num_threads(), numba.get_num_threads()
+        threads = max(1, min(torch_threads, before))
         numba.set_num_threads(threads)
         try:
             yield threads
         finally:
             numba.set_num_threads(before)
+            if torch.get_num_threads() != torch_threads:
+                torch.set_num_threads(torch_threads)
