@@ -454,7 +454,8 @@ import torch
 from maquette.cameras import Cameras
 from maquette.gaussians import Gaussians
 from maquette.raster import render_gaussians
-gaussians = Gaussians(torch.zeros(1, 3), torch.tensor([[1.0, 0, 0, 0]]), torch.full((1, 3), 0.1), torch.ones(1), torch.ones(1, 3))
+turn, size = torch.tensor([[1.0, 0, 0, 0]]), torch.full((1, 3), 0.1)
+gaussians = Gaussians(torch.zeros(1, 3), turn, size, torch.ones(1), torch.ones(1, 3))
 render_gaussians(gaussians, Cameras.orbit([0.0], height=32, width=32), backend="cpu")
 print(torch.get_num_threads())
 """
