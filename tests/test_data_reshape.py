@@ -259,8 +259,16 @@ def test_files_do_not_depend_on_the_number_of_workers_and_say_what_changed(asset
     assert 0 < int(data.reshaped.sum()) < 36
 
 
-def test_only_sides_are_reshaped() -> None:
-    with pytest.raises(InvalidInputError, match="plan 'sides'"):
-        RenderOptions(plan="training", reshape_probability=0.5)
+def test_training_views_are_reshaped_too() -> None:
+    plain, changed = RenderOptions(plan="training"), RenderOptions(plan="training", reshape_probability=1.0)
+    for number in range(3):
+        variant = plan_variant(changed, "a", False, number)
+        assert (variant.reshape is None) == (number == 0)
+        assert repr(dataclasses.replace(variant, reshape=None)) == repr(plan_variant(plain, "a", False, number))
+
+
+def test_evaluation_views_are_never_reshaped() -> None:
+    with pytest.raises(InvalidInputError, match="plan 'sides' or 'training', the plan is 'standard'"):
+        RenderOptions(plan="standard", reshape_probability=0.5)
     with pytest.raises(InvalidInputError, match=r"0\.\.1, got 1\.5"):
         RenderOptions(plan="sides", reshape_probability=1.5)

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from maquette.models.mvdream.sampling import build_scheduler
 from maquette.models.mvdream.tokenizer import build_tokenizer, letter_tokenizer, trained_tokenizer
 from maquette.models.mvdream.training_networks import ConditionalDenoiser, LatentAutoencoder
 from maquette.training.config import AugmentConfig, TrainConfig
-from maquette.training.latents import LatentFeed
+from maquette.training.latents import LatentFeed, sentences_about
 from maquette.training.loop import RunOptions, train
 from maquette.training.recipes import get_recipe
 from maquette.training.step import AutocastNetwork
@@ -259,15 +260,28 @@ def test_latents_come_with_their_captions_in_every_process(autoencoder_file: Pat
     whole = feed(autoencoder_file, 0, 1, batch_size=8)
     (batch,) = whole.draw(3, 0, torch.Generator().manual_seed(5))
     parts = [feed(autoencoder_file, rank, 2).draw(3, 0, torch.Generator().manual_seed(5))[0] for rank in (0, 1)]
-    torch.testing.assert_close(batch.latents, torch.cat([part.latents for part in parts]))
+    together = torch.cat([part.latents for part in parts])
+    torch.testing.assert_close(batch.latents.mean(dim=1), together.mean(dim=1))  # any side may come first
     tokenizer = build_tokenizer(
         *(bytes(whole.exported[name].tolist()) for name in (VOCABULARY, MERGES)), TINY.text_encoder
     )
     colors = batch.pictures[:, 0].mean(dim=(-2, -1)) - batch.pictures[:, 2].mean(dim=(-2, -1))
     for ids, redness in zip(batch.prompts, colors, strict=True):
         said = tokenizer.decode(ids, skip_special_tokens=True)
-        assert "thing" in said or ("red ball" in said) == (float(redness) > 0)
+        told = {"red", "ball"} if float(redness) > 0 else {"blue", "tower"}
+        assert set(said.replace(",", "").strip("!").split()) <= {"a", "thing", *told}
     assert not tokenizer.decode(batch.silence, skip_special_tokens=True).strip("!")
+
+
+def test_sentences_leave_words_out() -> None:
+    info = ObjectInfo("o", "old red wooden chair", "furniture", family="o")
+    words = np.random.default_rng(0)
+    said = [sentence for _ in range(200) for sentence in sentences_about(info, words)]
+    assert {"old red wooden chair", "a furniture", "old red wooden chair, furniture"} <= set(said)
+    partial = [sentence.split() for sentence in said if "furniture" not in sentence and not sentence.startswith("a ")]
+    assert all(kept and kept == [word for word in info.caption.split() if word in kept] for kept in partial)
+    assert {"red chair", "chair", "wooden"} <= {" ".join(kept) for kept in partial}
+    assert set(sentences_about(ObjectInfo("o", "", "tool", family="o"), words)) >= {"tool", "a tool"}
 
 
 def test_changed_copies_go_without_words_and_may_be_turned(autoencoder_file: Path) -> None:
@@ -324,35 +338,6 @@ def test_both_stages_train_under_autocast_and_use_all_they_train() -> None:
     losses[1].backward()
     trained = {name for name, parameter in denoiser.named_parameters() if parameter.requires_grad}
     assert trained == {name for name, parameter in denoiser.named_parameters() if parameter.grad is not None}
-
-
-@pytest.mark.gpu
-def test_captured_passes_train_as_eager_ones_do(autoencoder_file: Path, tmp_path: Path) -> None:
-    weights = []
-    for captured in (False, True):
-        run = RunOptions(tmp_path / f"run{captured}", device="cuda", quiet=True, tensorboard=False, picture_every=0,
-                         export=tmp_path / f"{captured}.safetensors", cuda_graph=captured)  # fmt: skip
-        given = config("mvdream-mini", 30, autoencoder=str(autoencoder_file))
-        train(given, run, rendered(two_objects()), build=lambda known: denoiser_task(TINY, known))
-        weights.append(read_weights(tmp_path / f"{captured}.safetensors")[0])
-    for name, value in weights[0].items():
-        torch.testing.assert_close(weights[1][name].float(), value.float(), atol=5e-3, rtol=0.0, msg=name)
-
-
-def test_captures_that_cannot_work_are_refused(autoencoder_file: Path, tmp_path: Path) -> None:
-    def attempt(**changes: object) -> None:
-        given = config("mvdream-mini", 2, autoencoder=str(autoencoder_file), **changes)
-        run = options(tmp_path / "run", cuda_graph=True)
-        train(given, run, rendered(two_objects()), build=lambda known: denoiser_task(TINY, known))
-
-    with pytest.raises(UnsupportedError, match="need a GPU"):
-        attempt()
-    with pytest.raises(InvalidInputError, match="no accumulation, got 2"):
-        attempt(accumulation=2)
-    first = config("mvdream-mini-autoencoder", 2, batch_size=2)
-    run = options(tmp_path / "first", cuda_graph=True)
-    with pytest.raises(UnsupportedError, match="cannot record mvdream-mini-autoencoder"):
-        train(first, run, rendered(two_objects()), build=lambda given: autoencoder_task(TINY, given))
 
 
 def test_wrong_objectives_are_refused() -> None:

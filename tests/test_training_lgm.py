@@ -131,7 +131,7 @@ def test_command_line_surface_is_frozen() -> None:
         "name", "data", "output", "split", "steps", "batch_size", "accumulation", "lr", "schedule", "warmup_steps",
         "weight_decay", "ema_decay", "target_views", "input_targets", "target_size", "seed", "augment", "precision",
         "max_seconds", "init_from", "export", "license", "device", "data_device", "compile", "channels_last",
-        "cuda_graph", "save_every", "log_every", "picture_every", "allow_config_change", "quiet", "tensorboard",
+        "save_every", "log_every", "picture_every", "allow_config_change", "quiet", "tensorboard",
     }  # fmt: skip
 
 

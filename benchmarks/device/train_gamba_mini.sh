@@ -11,12 +11,13 @@
 #   INIT                   weights to continue from at 256 px; the first phase is left out
 #   COMPARE_SECONDS        training time of each comparison
 #   GPUS, BATCH_1, BATCH_2 processes, and objects of each per step
-#   WORK, RUN              folders of the data, which the script of lgm-mini shares, and of the run
+#   RENDER                 further options for the training views
+#   WORK, RUN              folders of the data and of the run
 #   LIMIT                  seconds after which this call has ended (calls end at 600)
 set -euo pipefail
 : "${OUT:?folder for results}" "${STAGE:?compare, train or wait}" "${ASSETS:=.carry/assets.tar.xz}" "${GPUS:=4}" "${LIMIT:=585}" "${WORK:=/tmp/maquette}"
 : "${SECONDS_1:=300}" "${SECONDS_2:=800}" "${COMPARE_SECONDS:=75}" "${BATCH_1:=64}" "${BATCH_2:=16}" "${SOURCE:=src}"
-: "${INIT:=}" "${RUN:=$WORK/gamba}"
+: "${INIT:=}" "${RUN:=$WORK/gamba}" "${RENDER:=--no-geometry --reshape-probability 0.5}"
 export PYTHONPATH="$SOURCE:/tmp/site" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=8 SECONDS_1 SECONDS_2 BATCH_1 BATCH_2 GPUS WORK RUN INIT
 began=$(date +%s)
 mkdir -p "$RUN"
@@ -25,7 +26,7 @@ if [ -d .whl ] && [ ! -d /tmp/site ]; then
 fi
 if [ ! -f "$WORK/train.done" ]; then
   nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
-  python3 -m maquette.cli data render "$ASSETS" -o "$WORK/train" --split train --plan training \
+  python3 -m maquette.cli data render "$ASSETS" -o "$WORK/train" --split train --plan training $RENDER \
     --workers $(($(nproc) * 3 / 4)) 2>&1 | tail -c 200
   touch "$WORK/train.done"
   cp "$WORK/train/contact.png" "$OUT/"

@@ -50,8 +50,8 @@ class RenderArgs:
     augment_textures: bool | None = None
     """Vary textures and colours. Default: for --plan training only."""
     reshape_probability: float = 0.0
-    """For --plan sides: share of the variants beyond the first whose object is turned, stretched, leant and tapered at
-    random, 0 to 1."""
+    """For --plan sides and training: share of the variants beyond the first whose object is turned, stretched, leant
+    and tapered at random, 0 to 1."""
     supersample: int = 2
     """Samples per pixel and axis, 1 to 4."""
     geometry: bool = True

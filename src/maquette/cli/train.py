@@ -98,8 +98,6 @@ class Args:
     """Compile the network with torch.compile (needs a C compiler; pays off after a minute or two)."""
     channels_last: bool = False
     """Keep weights and features in channels-last order; usually faster on GPUs."""
-    cuda_graph: bool = False
-    """Record the passes of mvdream-mini as CUDA graphs: its kernels are small and many."""
     save_every: int = 1000
     """Steps between checkpoints; 0: only at the end."""
     log_every: int = 50

@@ -46,12 +46,12 @@ class RenderOptions:
         supersample: samples per pixel and axis, 1..4.
         geometry: also write depth and normals.
         augment_textures: random solid textures and colours; None: for "training" only.
-        reshape_probability: share of the variants beyond 0 of "sides" whose object is turned and reshaped, 0..1; with a
-            larger share the same variants change, and more.
+        reshape_probability: share of the variants beyond 0 of "sides" and "training" whose object is turned and
+            reshaped, 0..1; with a larger share the same variants change, and more.
         seed: of everything random; results depend on it and the object's id alone.
 
     Raises:
-        InvalidInputError: a value out of range, azimuths without the plan "custom", or reshaping without "sides".
+        InvalidInputError: a value out of range, azimuths without the plan "custom", or reshaping for evaluation.
     """
 
     plan: Plan = "standard"
@@ -86,8 +86,8 @@ class RenderOptions:
                 f"reshape_probability must lie in 0..1, got {self.reshape_probability}",
             ),
             (
-                not self.reshape_probability or self.plan == "sides",
-                f"reshape_probability needs plan 'sides', the plan is {self.plan!r}",
+                not self.reshape_probability or self.plan in ("sides", "training"),
+                f"reshape_probability needs plan 'sides' or 'training', the plan is {self.plan!r}",
             ),
             (
                 all(-90 <= e <= 90 for e in self.elevations_deg or ()),

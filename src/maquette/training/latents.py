@@ -14,6 +14,7 @@ from torch import Tensor
 
 from maquette.cameras import Cameras
 from maquette.data.dataset import INPUT, RenderedDataset
+from maquette.data.layout import ObjectInfo
 from maquette.models.mvdream.cameras import relative_conditions
 from maquette.models.mvdream.encoders import to_planes
 from maquette.models.mvdream.objective import DenoisingBatch
@@ -27,18 +28,18 @@ from maquette.training.step import step_seed
 from maquette.views import Views
 
 _CHUNK = 32
-_TOLD_SHARE = 0.5
+_TOLD_SHARE = 0.6
 _FRONT_AZIMUTH = 1e-3  # radians
-SENTENCES = ("{caption}", "a {caption}", "{caption}, {category}", "a {category}")
-"""What is said of an object."""
-_SENTENCE_SHARES = (0.45, 0.3, 0.15, 0.1)
+_TEMPLATES = {"{caption}": 0.2, "a {caption}": 0.2, "{caption}, {category}": 0.1, "a {category}": 0.14}
+_NUM_PARTIAL = 4  # captions with words left out: they share the rest
+_WORD_SHARE = 0.6
 
 
 class LatentFeed:
     """Sets of four views as latents in the memory of the training device, drawn object by object as pictures would be.
 
     Each process keeps `config.latent_copies` versions of every set, augmented differently: half of the versions with
-    changed colours as `config.augment` says, the others in their own. Half of what is drawn is told a sentence: true
+    changed colours as `config.augment` says, the others in their own. Most of what is drawn is told a sentence: true
     fronts of objects as they are, in their own colours. Of the rest (reshaped, turned, other colours) only the picture
     is shown, and any of the four sides may come first.
 
@@ -90,13 +91,11 @@ class LatentFeed:
         self._fronts, self._num_fronts = (
             part.to(device) for part in _front_rows(dataset, rows, frames, self._num_variants)
         )
-        sentences = [
-            template.format(caption=info.caption or info.category, category=info.category or info.caption)
-            for info in objects
-            for template in SENTENCES
-        ]
+        words = np.random.default_rng(config.seed)
+        sentences = [sentence for info in objects for sentence in sentences_about(info, words)]
         self._prompts = token_ids(tokenizer, [*sentences, ""], params.text_encoder).to(device)
-        self._shares = torch.tensor(_SENTENCE_SHARES, device=device).cumsum(0)[:-1]
+        partial = (1 - sum(_TEMPLATES.values())) / _NUM_PARTIAL
+        self._shares = torch.tensor([*_TEMPLATES.values(), *[partial] * _NUM_PARTIAL], device=device).cumsum(0)[:-1]
         self._encode_all(dataset, rows, frames, autoencoder.to(device).eval().requires_grad_(False))
 
     def draw(self, step: int, micro_step: int, generator: torch.Generator) -> tuple[DenoisingBatch]:
@@ -120,7 +119,7 @@ class LatentFeed:
         order = (first[:, None] + torch.arange(4, device=device)) % 4
         latents = self._latents[copies, rows].float().gather(1, _expanded(order, self._latents.shape[3:]))
         pictures = self._pictures[copies, rows, first].float().div_(255)
-        prompts = self._prompts[owners * len(SENTENCES) + sentence]
+        prompts = self._prompts[owners * (len(_TEMPLATES) + _NUM_PARTIAL) + sentence]
         return (DenoisingBatch(latents, self._conditions[copies, rows], pictures, prompts, self._prompts[-1], ~told),)
 
     def close(self) -> None:
@@ -179,6 +178,20 @@ class LatentFeed:
         with torch.autocast(planes.device.type, dtype=torch.bfloat16, enabled=half):
             mean = autoencoder.encode(planes)
         return (mean.float() * params.scaling_factor).reshape(*views.images.shape[:2], *mean.shape[1:])
+
+
+def sentences_about(info: ObjectInfo, words: np.random.Generator) -> list[str]:
+    """What is said of an object: its caption and category, and its caption with random words left out.
+
+    Told whole captions alone, a model learns objects by heart and knows no caption that it was not told.
+    """
+    caption, category = info.caption or info.category, info.category or info.caption
+    sentences = [template.format(caption=caption, category=category) for template in _TEMPLATES]
+    parts = caption.split()
+    for _ in range(_NUM_PARTIAL):
+        kept = [word for word in parts if words.random() < _WORD_SHARE]
+        sentences.append(" ".join(kept or parts[-1:]))
+    return sentences
 
 
 BoolArray = npt.NDArray[np.bool_]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from maquette.data.dataset import RenderedDataset
-from maquette.errors import InvalidInputError, MaquetteError, UnsupportedError
+from maquette.errors import InvalidInputError, MaquetteError
 from maquette.nn.objective import ObjectiveResult
 from maquette.training.checkpoint import (
     Checkpoint,
@@ -50,7 +50,6 @@ class RunOptions:
         data_device: where the pictures are kept: "gpu", "cpu" or "auto" (GPU if they take at most half of it).
         compile: compile the network with torch.compile.
         channels_last: keep weights and features in channels-last order.
-        cuda_graph: record the network's passes as CUDA graphs (see `maquette.training.capture`).
         max_seconds: stop with a checkpoint after this time, counted from the start of the process's training; None:
             no limit.
         save_every, log_every, picture_every: steps between checkpoints, log entries and picture grids (0: none).
@@ -69,7 +68,6 @@ class RunOptions:
     data_device: Placement = "auto"
     compile: bool = False
     channels_last: bool = False
-    cuda_graph: bool = False
     max_seconds: float | None = None
     save_every: int = 1000
     log_every: int = 50
@@ -177,9 +175,7 @@ class _Run:
             load_strictly(self.network, tensors, options.init_from)
         if options.compile:
             self.network.compile()
-        if options.cuda_graph:
-            _check_capture(config, task)
-        wrapped = processes.wrap(self.network, config.precision == "bf16", options.cuda_graph)
+        wrapped = processes.wrap(self.network, bf16=config.precision == "bf16")
         self.runner = StepRunner(
             config,
             self.network,
@@ -368,12 +364,3 @@ class _Run:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _check_capture(config: TrainConfig, task: Task) -> None:
-    if not task.fixed_shapes:
-        raise UnsupportedError(f"CUDA graphs cannot record {config.model}: train it without --cuda-graph")
-    if config.accumulation > 1:
-        raise InvalidInputError(
-            f"a replayed pass overwrites its gradients: --cuda-graph takes no accumulation, got {config.accumulation}"
-        )

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from maquette.errors import InvalidInputError, MissingDependencyError, UnsupportedError
-from maquette.training.capture import CapturedNetwork
 from maquette.training.step import AutocastNetwork
 
 
@@ -57,14 +56,9 @@ class Processes:
         """Whether this process writes files and logs."""
         return self.rank == 0
 
-    def wrap(self, network: nn.Module, bf16: bool, cuda_graph: bool = False) -> nn.Module:
-        """The network as the objective calls it: under autocast and, with several processes, data-parallel.
-
-        Raises:
-            UnsupportedError: `cuda_graph` without a GPU.
-        """
-        called: nn.Module = AutocastNetwork(network, bf16)
-        wrapped: nn.Module = self._accelerator.prepare_model(CapturedNetwork(called) if cuda_graph else called)
+    def wrap(self, network: nn.Module, bf16: bool) -> nn.Module:
+        """The network as the objective calls it: under autocast and, with several processes, data-parallel."""
+        wrapped: nn.Module = self._accelerator.prepare_model(AutocastNetwork(network, bf16))
         return wrapped
 
     def backward(self, loss: Tensor) -> None:

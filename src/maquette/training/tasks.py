@@ -41,8 +41,6 @@ class Task:
         objective: see there.
         target_size: side at which the target views are wanted, px; None: as stored, or the config's `target_size`.
         needs_depth: whether the objective needs the depths of the input views.
-        fixed_shapes: whether the network takes and gives tensors of fixed shapes alone and draws nothing, so that CUDA
-            graphs can record it.
         feed: makes the batches of this process from the data set and the training device; None: views as rendered.
     """
 
@@ -50,7 +48,6 @@ class Task:
     objective: Objective
     target_size: int | None = None
     needs_depth: bool = False
-    fixed_shapes: bool = False
     feed: Callable[[RenderedDataset, torch.device, Processes], Feed] | None = None
 
 
@@ -193,7 +190,7 @@ def denoiser_task(params: MVDreamParams, config: TrainConfig) -> Task:
             exported,
         )
 
-    return Task(ConditionalDenoiser(params), DenoisingObjective(params), fixed_shapes=True, feed=feed)
+    return Task(ConditionalDenoiser(params), DenoisingObjective(params), feed=feed)
 
 
 def _replaced(params: Params, changes: Mapping[str, Any]) -> Params:
