@@ -217,7 +217,7 @@ def _front_rows(dataset: RenderedDataset, rows: Tensor, frames: Tensor, num_vari
     owners, first = rows // num_variants, frames[:, 0]
     size = dataset.image_size
     cameras = Cameras(dataset.world_to_camera[owners, first], dataset.intrinsics[owners, first], size, size)
-    positions = cameras.positions
+    positions = cameras.positions.cpu()
     fronts = torch.atan2(positions[:, 0], positions[:, 2]).abs() < _FRONT_AZIMUTH
     if dataset.reshaped is not None:
         fronts &= ~dataset.reshaped[owners, first]
