@@ -11,6 +11,7 @@ import maquette
 from maquette.evaluation.metrics import alpha_iou, psnr
 from maquette.generators import GENERATORS, get_generator, load_generator
 from maquette.models.mvdream.encoders import to_planes
+from maquette.raster import render_gaussians
 from maquette.registry import MODELS
 from maquette.weights import embedded_file, read_metadata
 
@@ -20,8 +21,8 @@ NAMES = [entry.name for entry in (*MODELS.values(), *GENERATORS.values()) if ent
 
 def test_what_is_said_to_come_with_the_package_does_and_fits_the_budget() -> None:
     sizes = {name: embedded_file(name).stat().st_size for name in NAMES}
-    assert {"lgm-mini", "mvdream-mini"} <= sizes.keys() and sum(sizes.values()) < 64 * 2**20
-    assert sizes["mvdream-mini"] < 20 * 2**20
+    assert {"lgm-mini", "gamba-mini", "mvdream-mini"} <= sizes.keys() and sum(sizes.values()) < 64 * 2**20
+    assert sizes["mvdream-mini"] < 20 * 2**20 and sizes["gamba-mini"] <= 8 * 2**20
     for name in NAMES:
         metadata = read_metadata(embedded_file(name))
         assert metadata["model"] == name and metadata["license"] == "Apache-2.0" and "config" in metadata
@@ -37,6 +38,20 @@ def test_the_other_sides_of_an_example_are_made_from_its_front() -> None:
     overlap = [float(alpha_iou(images[:, 3], truth[1:, 3]).mean()) for images in (made, repeated)]
     likeness = [float(psnr(to_planes(images, 3), to_planes(truth[1:], 3)).mean()) for images in (made, repeated)]
     assert overlap[0] > 0.6 and likeness[0] > 14 and overlap[0] > overlap[1], (overlap, likeness)
+
+
+@pytest.mark.parametrize("example", ["taxi", "shiba"])
+def test_one_picture_becomes_an_object_that_is_right_from_the_side_too(example: str) -> None:
+    """From the front alone: its own picture again, and the other sides nearer to the truth than the front repeated is."""
+    views = maquette.read_views(EXAMPLES / example)
+    gaussians = maquette.load("gamba-mini", "cpu").picture(views.images[0])
+    assert gaussians.num_gaussians == 16_384
+    seen = render_gaussians(gaussians, views.cameras, background=(1.0, 1.0, 1.0))
+    truth = to_planes(views.images, 3)
+    likeness = psnr(seen.color.clamp(0, 1), truth).tolist()
+    repeated = psnr(truth[:1].expand_as(truth), truth).tolist()
+    assert likeness[0] > 20, likeness
+    assert sum(likeness[1:]) > sum(repeated[1:]), (likeness, repeated)
 
 
 def test_a_sentence_decides_what_is_shown() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,13 +19,16 @@ from maquette.data.layout import ObjectInfo
 from maquette.errors import InvalidInputError, WeightsError
 from maquette.evaluation.captions import evaluate_captions, markdown_captions
 from maquette.evaluation.classifier import ViewClassifier, load_classifier, save_classifier, train_classifier
-from maquette.evaluation.generation import NearestObject, evaluate_sides, markdown_sides, repeat_front
+from maquette.evaluation.generation import NearestObject, evaluate_sides, from_front, markdown_sides, repeat_front
 from maquette.evaluation.generation_sheet import write_sides_sheet
+from maquette.evaluation.protocol import evaluate
+from maquette.evaluation.report import write_report
 from maquette.gaussians import Gaussians
 from maquette.views import Views
 from maquette.weights import write_weights
 from pipeline_scenes import ball_of_gaussians
 
+ROOT = Path(__file__).resolve().parents[1]
 SIZE = 256
 COLORS = ((0.9, 0.1, 0.1), (0.1, 0.1, 0.9), (0.1, 0.8, 0.1))
 CATEGORIES = ("fruit", "water", "plant")
@@ -88,6 +93,53 @@ def test_novel_views_may_be_made_with_the_front_that_was_given() -> None:
     assert scores[0].psnr == scores[1].psnr < 100  # the front that was made is scored either way
     assert not seen[0].any()
     assert torch.equal(seen[3][0], data.views(0, [0]).images[0]) and not seen[3][1:].any()
+
+
+def test_a_whole_way_sees_nothing_but_the_front() -> None:
+    """The other views that are given may be anything; the result is that of the views that the answer makes."""
+    data, seen = painted(), []
+    fronts = [data.views(index, [0]).images[0] for index in range(3)]
+
+    def reconstruct(views: Views) -> Gaussians:
+        seen.append(views.images)
+        return ball(views)
+
+    def answer(front: torch.Tensor, _: int) -> torch.Tensor:
+        return (front[:, ::2, ::2] * 0.5).expand(4, -1, -1, -1)
+
+    for kept in (False, True):
+        evaluation = evaluate(from_front(reconstruct, answer, kept), data, batch_size=3)
+        assert evaluation.mean.psnr > 3
+    made, kept_front = seen
+    assert made.shape == kept_front.shape == (3, 4, 4, SIZE, SIZE)
+    for index, front in enumerate(fronts):
+        assert torch.equal(kept_front[index, 0], front) and torch.equal(kept_front[index, 1:], made[index, 1:])
+        assert torch.equal(made[index, 0], made[index, 2])
+        assert (made[index, 0] - 0.5 * front).abs().mean() < 0.01
+
+
+def test_reports_are_compared_only_on_equal_terms(tmp_path: Path) -> None:
+    data = painted()
+    reports = []
+    for name, way in (("front", from_front(ball, repeat_front, True)), ("ball", ball)):
+        facts = {"model": name, "generator": None, "input_views": 4, "split": "test", "device": "cpu"}
+        write_report(tmp_path / name, evaluate(way, data), facts)
+        reports.append(str(tmp_path / name / "report.json"))
+    script = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "compare_reports.py"),
+        *reports,
+        "-o",
+        str(tmp_path / "table.md"),
+    ]
+    subprocess.run(script, check=True, capture_output=True)
+    mean = json.loads(Path(reports[1]).read_text())["mean"]["all"]
+    assert f"| ball | four views | {mean['psnr']:.2f} | {mean['ssim']:.3f} |" in (tmp_path / "table.md").read_text()
+    other = json.loads(Path(reports[1]).read_text())
+    other["objects"] = other["objects"][1:]
+    Path(reports[1]).write_text(json.dumps(other))
+    failed = subprocess.run(script, capture_output=True, text=True)
+    assert failed.returncode == 1 and "other objects" in failed.stderr
 
 
 def test_the_nearest_training_object_is_found(tmp_path: Path) -> None:

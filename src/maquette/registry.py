@@ -118,7 +118,8 @@ _ENTRIES = (
         GAMBA_MINI,
         4_008_220,
         "Apache-2.0",
-        "Ours: 16,384 Gaussians from one picture, small enough to ship.",
+        "Ours: 16,384 Gaussians from one picture, in one pass.",
+        embedded=True,
     ),
     ModelEntry(
         "gamba",

@@ -33,6 +33,10 @@ class Args:
     """Name of a model (see: maquette models list) or a .safetensors file."""
     weights: Annotated[Path | None, arg(metavar="FILE")] = None
     """Weights of that model to use instead of the shipped ones."""
+    generator: Annotated[str | None, arg(metavar="NAME")] = None
+    """Show the model the front alone and make its other views with this generator (mvdream-mini)."""
+    generator_weights: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Weights of the generator to use instead of the shipped ones."""
     split: str = "test"
     """Split of the data set; "all" takes every object."""
     limit: int | None = None
@@ -53,6 +57,7 @@ def run(args: Args) -> int:
     from tqdm import tqdm
 
     from maquette.device import choose_device
+    from maquette.direct_generation import one_picture_model
     from maquette.evaluation.protocol import ORBIT4_NOVEL8, evaluate
     from maquette.evaluation.report import markdown_table, write_report, write_sheet
     from maquette.hub import file_sha256
@@ -60,6 +65,8 @@ def run(args: Args) -> int:
     device = choose_device(args.device)
     dataset = load_dataset(args.data, args.split, args.limit)
     reconstruct, weights_file = _load_model(args, device)
+    if args.generator is not None:
+        reconstruct = _from_front(args, reconstruct, device)
     batch_size = args.batch_size or (8 if device.type == "cuda" else 1)
     with tqdm(total=len(dataset), unit="object", desc="evaluate", dynamic_ncols=True) as bar:
         evaluation = evaluate(
@@ -74,6 +81,8 @@ def run(args: Args) -> int:
         "model": args.model,
         "weights": None if weights_file is None else weights_file.name,
         "weights_sha256": None if weights_file is None else file_sha256(weights_file),
+        "generator": args.generator,
+        "input_views": 1 if args.generator or one_picture_model(args.model) else ORBIT4_NOVEL8.num_inputs,
         "data": args.data.name,
         "data_settings": dataset.settings,
         "split": args.split,
@@ -88,6 +97,19 @@ def run(args: Args) -> int:
     print(markdown_table(report))
     print(f"written to {args.output}")
     return 0
+
+
+def _from_front(args: Args, reconstruct: Reconstruct, device: torch.device) -> Reconstruct:
+    from maquette.evaluation.generation import from_front
+    from maquette.generation import with_alpha
+    from maquette.generators import load_generator
+
+    assert args.generator is not None
+    generator = load_generator(args.generator, args.generator_weights, device=device)
+    params = generator.params
+    if not params.takes_picture:
+        raise InvalidInputError(f"{args.generator} takes sentences only: choose a generator that takes a picture")
+    return from_front(reconstruct, lambda front, _: with_alpha(generator("", front)[0]), params.picture_is_front)
 
 
 def load_dataset(data: Path, split: str, limit: int | None) -> RenderedDataset:

@@ -17,6 +17,7 @@ from maquette.data.layout import ObjectInfo
 from maquette.errors import InvalidInputError
 from maquette.evaluation.metrics import alpha_iou, psnr
 from maquette.evaluation.protocol import ORBIT4_NOVEL8, Reconstruct, predict, protocol_frames
+from maquette.gaussians import Gaussians
 from maquette.views import Views
 
 Answer = Callable[[Tensor, int], Tensor]
@@ -125,6 +126,25 @@ def _scores(
         after,
         seconds,
     )
+
+
+def from_front(reconstruct: Reconstruct, answer: Answer, keep_front: bool) -> Reconstruct:
+    """A way from views to Gaussians that looks at the first view of every object alone and has the others made.
+
+    Args:
+        reconstruct: from four views to Gaussians.
+        answer: makes the views; its index is 0 for every object, so that a result depends on the object alone.
+        keep_front: reconstruct from the front that was given, not from the one that was made.
+    """
+
+    def run(views: Views) -> Gaussians:
+        made = []
+        for images in views.images:
+            four = sized(answer(images[0], 0).to(images.device, torch.float32), images.shape[-1])
+            made.append(torch.cat([images[:1], four[1:]]) if keep_front else four)
+        return reconstruct(Views(torch.stack(made), views.cameras))
+
+    return run
 
 
 def _batched(views: Views) -> Views:
