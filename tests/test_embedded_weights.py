@@ -42,7 +42,7 @@ def test_the_other_sides_of_an_example_are_made_from_its_front() -> None:
 
 @pytest.mark.parametrize("example", ["taxi", "shiba"])
 def test_one_picture_becomes_an_object_that_is_right_from_the_side_too(example: str) -> None:
-    """From the front alone: its own picture again, and the other sides nearer to the truth than the front repeated is."""
+    """From the front alone: its own picture again, and the other sides nearer to the truth than the repeated front."""
     views = maquette.read_views(EXAMPLES / example)
     gaussians = maquette.load("gamba-mini", "cpu").picture(views.images[0])
     assert gaussians.num_gaussians == 16_384
