@@ -64,61 +64,84 @@ def _forward(inputs: Array, steps: Array, decay: Array, into: Array, out_of: Arr
                 y[t] += total
 
 
+# The loops below are many and short on purpose: with more than a few arrays in one, the compiler gives up proving that
+# they do not overlap, and computes the states one by one.
+
+
 @compiled(fast=True)
-def _advance(x: Array, dt: Array, a: Array, bs: Array, factors: Array, states: Array, start: int, stop: int) -> None:
-    """Fills `factors[: stop - start]` and, from `states[0]`, `states[1 : stop - start + 1]`, for one channel."""
+def _walk(x: Array, dt: Array, a: Array, bs: Array, state: Array, start: int, stop: int) -> None:
+    """Moves `state` from position `start` to `stop`, for one channel."""
     for t in range(start, stop):
-        step, k = dt[t], t - start
+        step = dt[t]
         drive = step * x[t]
         for n in range(LANES):
-            factor = _exp2(step * a[n])
-            factors[k, n] = factor
-            states[k + 1, n] = factor * states[k, n] + drive * bs[t, n]
+            state[n] = _exp2(step * a[n]) * state[n] + drive * bs[t, n]
 
 
 @compiled(fast=True)
-def _retreat(
-    x: Array,
-    dt: Array,
-    a: Array,
-    bs: Array,
-    cs: Array,
-    upstream: Array,
-    factors: Array,
-    states: Array,
-    carry: Array,
-    grads: Array,
-    start: int,
-    stop: int,
-    grad_inputs: Array,
-    grad_steps: Array,
-    grad_decay: Array,
-    grad_into: Array,
-    grad_out_of: Array,
-) -> None:
-    """Backward through one chunk of one channel.
+def _recompute(x: Array, dt: Array, a: Array, bs: Array, factors: Array, states: Array, start: int, stop: int) -> None:
+    """Fills `factors[: stop - start]` and, from `states[0]`, `states[1 : stop - start + 1]`, for one channel."""
+    for t in range(start, stop):
+        step = dt[t]
+        for n in range(LANES):
+            factors[t - start, n] = _exp2(step * a[n])
+    for t in range(start, stop):
+        drive, k = dt[t] * x[t], t - start
+        for n in range(LANES):
+            states[k + 1, n] = factors[k, n] * states[k, n] + drive * bs[t, n]
 
-    `carry` is the gradient that reaches the state from later on, `grads` is scratch memory.
-    """
+
+@compiled(fast=True)
+def _to_states(cs: Array, upstream: Array, factors: Array, grads: Array, carry: Array, start: int, stop: int) -> None:
+    """Fills `grads[: stop - start]` with the gradients of the states; `carry` is what reaches the last one from later
+    on, and then what the first one passes on."""
     for t in range(stop - 1, start - 1, -1):
-        step, value, above, k = dt[t], x[t], upstream[t], t - start
-        drive = step * value
-        to_drive, to_step = _ZERO, _ZERO
-        # Short loops, so that the compiler can tell that their arrays do not overlap and vectorizes them.
+        above, k = upstream[t], t - start
         for n in range(LANES):
-            grads[n] = carry[n] + above * cs[t, n]
-            carry[n] = grads[n] * factors[k, n]
+            value = carry[n] + above * cs[t, n]
+            grads[k, n] = value
+            carry[n] = value * factors[k, n]
+
+
+@compiled(fast=True)
+def _to_drives(
+    x: Array, dt: Array, bs: Array, grads: Array, start: int, stop: int,
+    grad_inputs: Array, grad_steps: Array, grad_into: Array,
+) -> None:  # fmt: skip
+    """Adds the gradients of B, of the inputs, and of the steps through dt B x."""
+    for t in range(start, stop):
+        step, value = dt[t], x[t]
+        drive, to_drive = step * value, _ZERO
         for n in range(LANES):
-            grad_out_of[t, n] += above * states[k + 1, n]
+            grad_into[t, n] += grads[t - start, n] * drive
+            to_drive += grads[t - start, n] * bs[t, n]
+        grad_inputs[t] += to_drive * step
+        grad_steps[t] += to_drive * value
+
+
+@compiled(fast=True)
+def _to_decays(
+    dt: Array, a: Array, factors: Array, states: Array, grads: Array, start: int, stop: int,
+    grad_steps: Array, grad_decay: Array,
+) -> None:  # fmt: skip
+    """Adds the gradients of A, and of the steps through exp(dt A)."""
+    for t in range(start, stop):
+        step, k = dt[t], t - start
+        to_step = _ZERO
         for n in range(LANES):
-            grad_into[t, n] += grads[n] * drive
-            to_drive += grads[n] * bs[t, n]
-        for n in range(LANES):
-            change = carry[n] * states[k, n]
+            change = grads[k, n] * factors[k, n] * states[k, n]
             to_step += change * a[n]
             grad_decay[n] += change * step
-        grad_inputs[t] += to_drive * step
-        grad_steps[t] += to_step * _LN2 + to_drive * value
+        grad_steps[t] += to_step * _LN2
+
+
+@compiled(fast=True)
+def _to_outputs(upstream: Array, states: Array, start: int, stop: int, grad_out_of: Array) -> None:
+    """Adds the gradients of C."""
+    for t in range(start, stop):
+        above = upstream[t]
+        for n in range(LANES):
+            grad_out_of[t, n] += above * states[t - start + 1, n]
 
 
 @compiled(fast=True, parallel=True)
@@ -143,28 +166,27 @@ def _backward(
         starts = np.zeros((chunks, LANES), np.float32)
         states = np.zeros((CHUNK + 1, LANES), np.float32)
         factors = np.zeros((CHUNK, LANES), np.float32)
-        carry, grads = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
+        grads = np.zeros((CHUNK, LANES), np.float32)
+        state, carry = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
         for d in range(part * channels // parts, (part + 1) * channels // parts):
-            x, dt = inputs[b, d], steps[b, d]
+            x, dt, above = inputs[b, d], steps[b, d], upstream[b, d]
+            to_x, to_dt = grad_inputs[b, d], grad_steps[b, d]
             for group in range(into.shape[1]):
                 a, bs, cs = decay[d, group], into[b, group], out_of[b, group]
-                states[0, :] = _ZERO
+                state[:] = _ZERO
                 for chunk in range(chunks):
-                    stop = min(length, (chunk + 1) * CHUNK)
-                    starts[chunk, :] = states[0, :]
-                    _advance(x, dt, a, bs, factors, states, chunk * CHUNK, stop)
-                    states[0, :] = states[stop - chunk * CHUNK, :]
+                    starts[chunk, :] = state
+                    _walk(x, dt, a, bs, state, chunk * CHUNK, min(length, (chunk + 1) * CHUNK))
                 carry[:] = _ZERO
                 for back in range(chunks):
                     chunk = chunks - 1 - back
-                    stop = min(length, (chunk + 1) * CHUNK)
+                    start, stop = chunk * CHUNK, min(length, (chunk + 1) * CHUNK)
                     states[0, :] = starts[chunk, :]
-                    _advance(x, dt, a, bs, factors, states, chunk * CHUNK, stop)
-                    _retreat(
-                        x, dt, a, bs, cs, upstream[b, d], factors, states, carry, grads, chunk * CHUNK, stop,
-                        grad_inputs[b, d], grad_steps[b, d], grad_decay[b, d, group],
-                        grad_into[b, part, group], grad_out_of[b, part, group],
-                    )  # fmt: skip
+                    _recompute(x, dt, a, bs, factors, states, start, stop)
+                    _to_states(cs, above, factors, grads, carry, start, stop)
+                    _to_drives(x, dt, bs, grads, start, stop, to_x, to_dt, grad_into[b, part, group])
+                    _to_decays(dt, a, factors, states, grads, start, stop, to_dt, grad_decay[b, d, group])
+                    _to_outputs(above, states, start, stop, grad_out_of[b, part, group])
 
 
 def _arrays(*tensors: Tensor) -> list[Array]:
