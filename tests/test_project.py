@@ -78,7 +78,7 @@ FLOORS = (
     {"registry", "rendering", "conversion"},
     {"convert_checkpoint", "doctor", "pipelines", "training"},
     {"generation", "direct_generation", "evaluation"},
-    {"batch_generation"},
+    {"batch_generation", "app"},
     {"cli"},
     {"__main__"},
 )
