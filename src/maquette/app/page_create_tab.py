@@ -96,11 +96,10 @@ def create_tab(desk: Desk, job: gr.State) -> None:
             empty = gr.HTML(_EMPTY)
             with gr.Column(visible=False, elem_id="mq-result") as result:
                 parts = _result()
-    with gr.Accordion("This session's results", open=True):
-        gallery = gr.Gallery(
-            columns=6, height=220, object_fit="contain", allow_preview=False, show_label=False, elem_id="mq-gallery",
-            buttons=[], interactive=False,
-        )
+    gallery = gr.Gallery(
+        columns=6, height=240, object_fit="contain", allow_preview=False, label="This session's results", visible=False,
+        elem_id="mq-gallery", buttons=[], interactive=False,
+    )
     outputs = _Outputs(
         progress, empty, result, *parts, gallery, generate, cancel, inputs.seed, gr.State(""), gr.State(()), job
     )
@@ -113,7 +112,7 @@ def _inputs(desk: Desk) -> _Inputs:
         with gr.Tab("Picture") as by_picture:
             picture = gr.Image(
                 label="Picture of one object", type="filepath", image_mode=None, sources=["upload", "clipboard"],
-                height=280, elem_id="mq-picture", buttons=[],
+                height=240, elem_id="mq-picture", buttons=[],
             )
             about = gr.Textbox(label="Words about it (optional)", max_lines=1, placeholder="a yellow taxi")
             if desk.examples.pictures:
@@ -210,7 +209,7 @@ async def _generate(
         yield {**_show(desk, out, one), out.progress: "", **idle}
         picture = await asyncio.to_thread(create.thumbnail_of, desk.queue, state)
         made = (*made, dataclasses.replace(one, picture=picture))[-_MAX_RESULTS:]
-        yield {out.made: made, out.gallery: _pictures(made)}
+        yield {out.made: made, out.gallery: gr.update(value=_pictures(made), visible=True)}
     except MaquetteError as error:
         yield {out.progress: words.error_html(str(error)), **idle}
     except Exception as error:

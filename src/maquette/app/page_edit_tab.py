@@ -46,7 +46,7 @@ def edit_tab(desk: Desk, job: gr.State, tab: gr.Tab) -> None:
             message = gr.HTML(words.note_html(_NOTHING), elem_id="mq-edit-message")
             painting = gr.ImageEditor(
                 type="numpy", image_mode="RGBA", sources=(), transforms=(), layers=False, show_label=False,
-                canvas_size=(edit.VIEW_SIZE, edit.VIEW_SIZE), fixed_canvas=True, format="png", buttons=[],
+                canvas_size=(edit.VIEW_SIZE, edit.VIEW_SIZE), fixed_canvas=True, format="png", buttons=[], height=560,
                 brush=gr.Brush(default_size=48, colors=["rgba(225, 29, 72, 0.6)"], color_mode="fixed"),
                 eraser=gr.Eraser(default_size=48), elem_id="mq-painting",
             )
@@ -58,9 +58,9 @@ def edit_tab(desk: Desk, job: gr.State, tab: gr.Tab) -> None:
             shows = gr.Radio([("Shape", "normals"), ("Colours", "color")], value="normals", label="Show")
             strength = gr.Slider(1, 10, 3, step=1, label="Strength of smoothing")
             with gr.Row():
-                smooth = gr.Button("Smooth region", variant="primary", min_width=120, elem_id="mq-smooth")
-                refine = gr.Button("Refine region", min_width=120, elem_id="mq-refine")
-                undo = gr.Button("Undo", interactive=False, min_width=80, elem_id="mq-undo")
+                smooth = gr.Button("Smooth region", variant="primary", size="md", min_width=120, elem_id="mq-smooth")
+                refine = gr.Button("Refine region", size="md", min_width=120, elem_id="mq-refine")
+            undo = gr.Button("Undo", size="md", interactive=False, elem_id="mq-undo")
             download = gr.HTML(elem_id="mq-edit-download")
     viewer = gr.HTML(elem_id="mq-edit-viewer")
     parts = _Parts(painting, message, download, viewer, undo, session, azimuth, elevation, shows)

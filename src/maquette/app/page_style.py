@@ -20,8 +20,8 @@ def theme() -> gr.themes.Base:
 
 
 STYLE = """
-.gradio-container { max-width: 1240px !important; margin: 0 auto; }
-.gradio-container, .gradio-container * { min-width: 0; }
+.gradio-container { max-width: 1240px !important; width: 100%; margin: 0 auto; }
+.gradio-container > main { width: 100%; }
 .mq-head h1 { margin: 0; font-size: 1.5rem; font-weight: 650; letter-spacing: -0.01em; }
 .mq-head p { margin: 0.15rem 0 0; color: var(--body-text-color-subdued); }
 .mq-progress { padding: 0.25rem 0; }
