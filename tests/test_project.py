@@ -76,7 +76,7 @@ FLOORS = (
     {"hub", "models", "surface", "data"},
     {"generators", "picture"},
     {"registry", "rendering", "conversion"},
-    {"convert_checkpoint", "doctor", "pipelines", "training"},
+    {"convert_checkpoint", "doctor", "pipelines", "training", "viewer"},
     {"generation", "direct_generation", "evaluation"},
     {"batch_generation", "app"},
     {"cli"},
