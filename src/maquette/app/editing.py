@@ -37,11 +37,11 @@ MAX_STRENGTH = 10
 
 _ROUNDS = 8
 """Passes of smoothing for every step of its strength."""
-_SHRINK, _GROW = 0.5, -0.52
-"""Taubin's pair: what the second pass of two grows, the first one has shrunk, so that volume stays."""
+_SHRINK, _PASS_BAND = 0.5, 0.2
+"""Taubin's first factor, and the frequency (0 to 2) that his pair of passes leaves as it is, at strength 1."""
 _AROUND = ((0.0, 0.0), (25.0, 0.0), (-25.0, 0.0), (0.0, 20.0), (0.0, -20.0))
 """Azimuth and elevation of the views that refinement looks from, relative to the view that was painted on."""
-_BLUR_PX = 2.0
+_BLUR_PX = 3.0
 _DEPTH_TOLERANCE = 0.05
 """Depth of the Gaussians farther from the mesh than this belongs to something else."""
 
@@ -157,8 +157,9 @@ def smooth_region(mesh: Mesh, region: Tensor, view: EditView, *, strength: int =
     freedom = region_freedom(points, faces, view.camera(), region)
     edges, _ = unique_edges(faces)
     smooth = points
+    grow = 1 / (_PASS_BAND / strength - 1 / _SHRINK)  # what it grows, the pass before it has shrunk: volume stays
     for _ in range(strength * _ROUNDS):
-        for share in (_SHRINK, _GROW):
+        for share in (_SHRINK, grow):
             normals = smooth_normals(smooth, faces).astype(np.float64)
             along = ((_neighbor_means(smooth, edges) - smooth) * normals).sum(axis=1, keepdims=True)
             smooth = without_turning(smooth, share * freedom[:, None] * along * normals, faces)
@@ -253,9 +254,7 @@ def _normals_of_depth(depth: Tensor, cameras: Cameras) -> Tensor:
     return functional.normalize(torch.einsum("vij,vhwj->vhwi", rotation, facing), dim=-1)
 
 
-def _mesh_normals(
-    points: Doubles, faces: Faces, normals: Tensor | None, cameras: Cameras
-) -> tuple[Tensor, Tensor]:
+def _mesh_normals(points: Doubles, faces: Faces, normals: Tensor | None, cameras: Cameras) -> tuple[Tensor, Tensor]:
     """Unit normals `[V, H, W, 3]` (0 where nothing is seen) and what is seen `[V, H, W]`."""
     corners = torch.from_numpy(smooth_normals(points, faces)) if normals is None else normals.cpu().float()
     vertices, triangles = torch.from_numpy(points), torch.from_numpy(faces)

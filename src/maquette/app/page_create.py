@@ -31,6 +31,8 @@ _MAX_SEED = 2**32
 class Fields:
     """What the fields of the tab hold.
 
+    Texts that were never touched are None.
+
     Attributes:
         source: which of the inputs counts.
         picture: file of the picture, or None.
@@ -41,22 +43,22 @@ class Fields:
         quality: of the mesh, "fast" or "fitted".
         seed: 0..2**32 - 1.
         random_seed: draw another seed.
-        steps, guidance: of the generator of views; 0 takes its own.
+        steps, guidance: of the generator of views; 0 or None takes its own.
         negative: what not to show.
     """
 
     source: Source = "picture"
     picture: str | None = None
-    words: str = ""
-    sentence: str = ""
+    words: str | None = ""
+    sentence: str | None = ""
     views: str | None = None
-    model: str = MODEL_WITHOUT_CHOICE
+    model: str | None = MODEL_WITHOUT_CHOICE
     quality: str = FAST
     seed: float | None = 0
     random_seed: bool = False
     steps: float | None = 0
     guidance: float | None = 0
-    negative: str = ""
+    negative: str | None = ""
 
 
 @dataclass(frozen=True)
@@ -105,11 +107,11 @@ def request_of(fields: Fields, limits: Limits) -> GenerateRequest:
 
     seed = secrets.randbelow(_MAX_SEED) if fields.random_seed else _whole(fields.seed, "the seed")
     picture = views = None
-    prompt = fields.sentence
+    prompt = fields.sentence or ""
     if fields.source == "picture":
         if fields.picture is None:
             raise InvalidInputError("there is no picture yet: choose, drop or paste one, or take an example")
-        picture, prompt = _bytes(fields.picture, limits), fields.words
+        picture, prompt = _bytes(fields.picture, limits), fields.words or ""
     elif fields.source == "views":
         if fields.views is None:
             raise InvalidInputError("there are no views yet: choose a .zip with transforms.json and four pictures")
@@ -120,7 +122,7 @@ def request_of(fields: Fields, limits: Limits) -> GenerateRequest:
         picture=picture,
         views=views,
         prompt=prompt.strip(),
-        negative_prompt=fields.negative.strip() if fields.source != "views" else "",
+        negative_prompt=(fields.negative or "").strip() if fields.source != "views" else "",
         model=fields.model or MODEL_WITHOUT_CHOICE,
         seed=seed,
         steps=_whole(fields.steps, "steps") or None,
@@ -134,10 +136,10 @@ def request_of(fields: Fields, limits: Limits) -> GenerateRequest:
 def caption_of(fields: Fields) -> str:
     """A few words about an input, for the gallery."""
     if fields.source == "sentence":
-        return fields.sentence.strip()[:60]
+        return (fields.sentence or "").strip()[:60]
     if fields.source == "views":
         return Path(fields.views or "views").stem[:60]
-    return fields.words.strip()[:60] or Path(fields.picture or "picture").stem[:60]
+    return (fields.words or "").strip()[:60] or Path(fields.picture or "picture").stem[:60]
 
 
 async def follow(queue: JobQueue, job_id: str) -> AsyncIterator[tuple[JobState, float]]:
@@ -155,8 +157,8 @@ async def follow(queue: JobQueue, job_id: str) -> AsyncIterator[tuple[JobState, 
         await asyncio.sleep(_POLL_S)
 
 
-def shown(queue: JobQueue, state: JobState, seed: int | None) -> Shown:
-    """What the page shows of a finished job.
+def shown(queue: JobQueue, state: JobState, caption: str, seed: int) -> Shown:
+    """What the page shows of a finished job; saved files are named after the caption.
 
     Raises:
         MaquetteError: the job is not there any more.
@@ -167,7 +169,7 @@ def shown(queue: JobQueue, state: JobState, seed: int | None) -> Shown:
     sheet = files.views or files.sheet
     return Shown(
         report=words.report_html(state, words.read_reports(paths), seed),
-        downloads=words.downloads_html(job, files, sizes),
+        downloads=words.downloads_html(job, files, sizes, words.file_stem(caption)),
         views=words.picture_html(words.file_url(job, sheet), "The four views") if sheet else "",
         gaussians=words.viewer_html(words.view_url(job, files.ply), "The Gaussians, to turn") if files.ply else "",
         mesh=words.viewer_html(words.view_url(job, files.glb), "The mesh, to turn") if files.glb else "",

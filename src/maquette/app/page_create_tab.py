@@ -91,14 +91,22 @@ def create_tab(desk: Desk, job: gr.State) -> None:
             with gr.Row():
                 generate = gr.Button("Generate", variant="primary", elem_id="mq-generate")
                 cancel = gr.Button("Cancel", visible=False, elem_id="mq-cancel")
-            progress = gr.HTML(elem_id="mq-state")
         with gr.Column(scale=3, min_width=300):
+            progress = gr.HTML(elem_id="mq-state")
             empty = gr.HTML(_EMPTY)
             with gr.Column(visible=False, elem_id="mq-result") as result:
                 parts = _result()
     gallery = gr.Gallery(
-        columns=6, height=240, object_fit="contain", allow_preview=False, label="This session's results", visible=False,
-        elem_id="mq-gallery", buttons=[], interactive=False,
+        columns=6,
+        fit_columns=False,
+        height="auto",
+        object_fit="contain",
+        allow_preview=False,
+        label="This session's results",
+        visible=False,
+        elem_id="mq-gallery",
+        buttons=[],
+        interactive=False,
     )
     outputs = _Outputs(
         progress, empty, result, *parts, gallery, generate, cancel, inputs.seed, gr.State(""), gr.State(()), job
@@ -111,8 +119,13 @@ def _inputs(desk: Desk) -> _Inputs:
     with gr.Tabs():
         with gr.Tab("Picture") as by_picture:
             picture = gr.Image(
-                label="Picture of one object", type="filepath", image_mode=None, sources=["upload", "clipboard"],
-                height=240, elem_id="mq-picture", buttons=[],
+                label="Picture of one object",
+                type="filepath",
+                image_mode=None,
+                sources=["upload", "clipboard"],
+                height=220,
+                elem_id="mq-picture",
+                buttons=[],
             )
             about = gr.Textbox(label="Words about it (optional)", max_lines=1, placeholder="a yellow taxi")
             if desk.examples.pictures:
@@ -122,20 +135,24 @@ def _inputs(desk: Desk) -> _Inputs:
             gr.Examples([[text] for text in desk.examples.sentences], [sentence], label="Examples")
         with gr.Tab("Four views") as by_views:
             views = gr.File(
-                label=".zip with transforms.json and four RGBA pictures", file_types=[".zip"], elem_id="mq-views",
+                label=".zip with transforms.json and four RGBA pictures",
+                file_types=[".zip"],
+                elem_id="mq-views",
                 height=140,
             )
             if desk.examples.views:
                 gr.Examples([[path] for path in desk.examples.views], [views], label="Examples")
     for tab, name in ((by_picture, "picture"), (by_sentence, "sentence"), (by_views, "views")):
-        tab.select(lambda chosen=name: chosen, None, source, queue=False, show_progress="hidden", api_visibility="private")
+        tab.select(
+            lambda chosen=name: chosen, None, source, queue=False, show_progress="hidden", api_visibility="private"
+        )
     quality = gr.Radio(
         [("Fast", create.FAST), ("Fitted mesh (slower)", create.FITTED)], value=create.FAST, label="Quality"
     )
-    with gr.Row():
-        seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=100, elem_id="mq-seed")
-        random_seed = gr.Checkbox(False, label="Random seed", min_width=100)
-    with gr.Accordion("More", open=False):
+    with gr.Accordion("Seed, model and more", open=False):
+        with gr.Row():
+            seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=100, elem_id="mq-seed")
+            random_seed = gr.Checkbox(False, label="Random seed", min_width=100)
         model = gr.Radio(list(desk.models), value=desk.models[0] if desk.models else None, label="Model")
         steps = gr.Slider(0, 100, 0, step=1, label="Steps", info="of the generator of views; 0: its own")
         guidance = gr.Slider(0, 20, 0, step=0.5, label="Guidance", info="0: the generator's own")
@@ -181,16 +198,12 @@ def _wire(desk: Desk, inputs: _Inputs, out: _Outputs) -> None:
             return {out.progress: words.error_html(str(error))}
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    out.generate.click(
-        generate, [out.made, *inputs.components()], out.components(), concurrency_limit=None, **quiet
-    )
+    out.generate.click(generate, [out.made, *inputs.components()], out.components(), concurrency_limit=None, **quiet)
     out.cancel.click(cancel, out.running, [out.progress], queue=False, **quiet)
     out.gallery.select(choose, out.made, out.components(), **quiet)
 
 
-async def _generate(
-    desk: Desk, out: _Outputs, made: tuple[Made, ...], fields: create.Fields
-) -> AsyncIterator[Update]:
+async def _generate(desk: Desk, out: _Outputs, made: tuple[Made, ...], fields: create.Fields) -> AsyncIterator[Update]:
     """From the fields to a result, telling how far it is."""
     idle = {out.generate: gr.update(interactive=True), out.cancel: gr.update(visible=False), out.running: ""}
     try:
@@ -220,7 +233,7 @@ async def _generate(
 def _show(desk: Desk, out: _Outputs, one: Made) -> Update:
     """One result on the right."""
     state = desk.queue.state(one.job_id)
-    parts = create.shown(desk.queue, state, one.seed)
+    parts = create.shown(desk.queue, state, one.caption, one.seed)
     return {
         out.report: parts.report,
         out.downloads: parts.downloads,

@@ -45,10 +45,20 @@ def edit_tab(desk: Desk, job: gr.State, tab: gr.Tab) -> None:
         with gr.Column(scale=3, min_width=300):
             message = gr.HTML(words.note_html(_NOTHING), elem_id="mq-edit-message")
             painting = gr.ImageEditor(
-                type="numpy", image_mode="RGBA", sources=(), transforms=(), layers=False, show_label=False,
-                canvas_size=(edit.VIEW_SIZE, edit.VIEW_SIZE), fixed_canvas=True, format="png", buttons=[], height=560,
+                type="numpy",
+                image_mode="RGBA",
+                sources=(),
+                transforms=(),
+                layers=False,
+                show_label=False,
+                canvas_size=(edit.VIEW_SIZE, edit.VIEW_SIZE),
+                fixed_canvas=True,
+                format="png",
+                buttons=[],
+                height=560,
                 brush=gr.Brush(default_size=48, colors=["rgba(225, 29, 72, 0.6)"], color_mode="fixed"),
-                eraser=gr.Eraser(default_size=48), elem_id="mq-painting",
+                eraser=gr.Eraser(default_size=48),
+                elem_id="mq-painting",
             )
         with gr.Column(scale=2, min_width=300):
             with gr.Row():
@@ -79,7 +89,10 @@ def _wire_views(desk: Desk, job: gr.State, tab: gr.Tab, parts: _Parts, sides: li
                 raise InvalidInputError("this result has no mesh")
             fresh = edit.start_session(job_id, desk.queue.file(job_id, files.glb), desk.queue.file(job_id, files.ply))
             return {
-                **_state(desk, parts, fresh, _HOW), parts.azimuth: 0, parts.elevation: 0, parts.shows: "normals",
+                **_state(desk, parts, fresh, _HOW),
+                parts.azimuth: 0,
+                parts.elevation: 0,
+                parts.shows: "normals",
             }
 
         return _in_words(parts, start)
@@ -106,7 +119,10 @@ def _wire_views(desk: Desk, job: gr.State, tab: gr.Tab, parts: _Parts, sides: li
 
 def _wire_edits(desk: Desk, parts: _Parts, smooth: gr.Button, refine: gr.Button, strength: gr.Slider) -> None:
     def change(
-        kind: edit.Kind, session: edit.EditSession | None, painting: dict[str, Any] | None, power: float,
+        kind: edit.Kind,
+        session: edit.EditSession | None,
+        painting: dict[str, Any] | None,
+        power: float,
         progress: gr.Progress,
     ) -> Update:
         def work() -> Update:

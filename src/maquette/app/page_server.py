@@ -114,7 +114,10 @@ def _add_files(app: FastAPI, queue: JobQueue, shelf: Shelf) -> None:
         from maquette.viewer import viewer_html
 
         try:
-            return HTMLResponse(viewer_html(read_asset(find(key, name)), title=name), headers=_HEADERS)
+            return HTMLResponse(
+                viewer_html(read_asset(find(key, name)), title="Mesh" if name.endswith(".glb") else "Gaussians"),
+                headers=_HEADERS,
+            )
         except MaquetteError as error:
             return HTMLResponse(error_html(str(error)), status_code=404)
 
@@ -132,6 +135,9 @@ def _add_files(app: FastAPI, queue: JobQueue, shelf: Shelf) -> None:
 
     for route, answer in (("files", file), ("view", view), ("kept", kept), ("kept-view", kept_view)):
         app.add_api_route(
-            f"/{ROUTE}/{route}/{{key}}/{{name}}", answer, include_in_schema=False, response_class=Response,
+            f"/{ROUTE}/{route}/{{key}}/{{name}}",
+            answer,
+            include_in_schema=False,
+            response_class=Response,
             response_model=None,
         )

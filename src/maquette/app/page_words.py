@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -121,7 +122,7 @@ def note_html(message: str) -> str:
     return f'<div class="mq-note" role="status">{escape(message)}</div>' if message else ""
 
 
-def report_html(state: JobState, reports: Sequence[dict[str, Any]], seed: int | None) -> str:
+def report_html(state: JobState, reports: Sequence[dict[str, Any]], seed: int) -> str:
     """What was made, how long every stage took, and what may be wrong with it.
 
     Args:
@@ -135,7 +136,7 @@ def report_html(state: JobState, reports: Sequence[dict[str, Any]], seed: int | 
     faces = [r["mesh"].get("triangles") for r in reports if isinstance(r.get("mesh"), dict)]
     facts += [f"{count:,} triangles" for count in faces if isinstance(count, int)]
     facts += [f"{total:.1f} s of work"] if stages else []
-    facts += [] if seed is None else [f"seed {seed}"]
+    facts += [f"seed {seed}"]
     warnings = "".join(f"<li>{escape(text)}</li>" for text in state.warnings)
     rows = "".join(
         f"<tr><td>{escape(stage_words(stage))}</td><td>{seconds:.1f} s</td></tr>"
@@ -166,16 +167,17 @@ def read_reports(paths: Sequence[Path]) -> list[dict[str, Any]]:
     return found
 
 
-def downloads_html(job_id: str, files: ResultFiles, sizes: dict[str, int]) -> str:
+def downloads_html(job_id: str, files: ResultFiles, sizes: dict[str, int], stem: str = "asset") -> str:
     """Links to the files of an asset.
 
     Args:
         job_id: of the job.
         files: of the job.
         sizes: name to bytes.
+        stem: under which they are saved.
     """
     links = [
-        download_html(file_url(job_id, name), name, f"{what} {suffix}", sizes.get(name, 0), hint)
+        download_html(file_url(job_id, name), stem + suffix, f"{what} {suffix}", sizes.get(name, 0), hint)
         for kind, (what, suffix, hint) in _KINDS.items()
         if (name := getattr(files, kind))
     ]
@@ -193,6 +195,12 @@ def download_html(url: str, name: str, label: str, num_bytes: int, hint: str = "
         f'<a class="mq-download" href="{escape(url)}" download="{escape(name)}" title="{escape(hint)}">'
         f"<b>{escape(label)}</b> <span>{size_text(num_bytes)}</span></a>"
     )
+
+
+def file_stem(caption: str) -> str:
+    """A name for files of a caption: its letters and digits, the rest as hyphens."""
+    words = re.findall(r"[^\W_]+", caption)
+    return "-".join(words)[:60].strip("-") or "asset"
 
 
 def size_text(num_bytes: int) -> str:

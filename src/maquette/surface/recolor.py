@@ -46,9 +46,7 @@ def recolored(points: Doubles, faces: Faces, like: Mesh) -> Mesh:
     colors = np.ones((size, size, 4), np.float32)
     colors[new.covered] = _mixed(old, texture.float().numpy()[old.covered], new)
     baked = torch.from_numpy(dilate(colors, new.covered))
-    return Mesh(
-        vertices, cut, normals, uvs, materials=(dataclasses.replace(material, base_color_texture=baked),)
-    )
+    return Mesh(vertices, cut, normals, uvs, materials=(dataclasses.replace(material, base_color_texture=baked),))
 
 
 def _mixed(old: Charts, colors: Floats, new: Charts) -> Floats:
