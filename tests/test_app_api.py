@@ -301,6 +301,9 @@ def test_schemathesis_finds_no_error_of_the_server(tmp_path: Path) -> None:
         def check(case: Any, real: bool) -> None:
             if real and "job_id" in case.path_parameters:
                 case.path_parameters["job_id"] = queue.submit(GenerateRequest(prompt="a")).id
+            if real and isinstance(case.body, dict):  # few random forms would be taken as they are
+                case.body = {key: value for key, value in case.body.items() if key not in ("picture", "views")}
+                case.body.update(prompt="a", model="lgm-mini", formats="ply", cut_out_by="plain")
             response = case.call()
             seen.setdefault(operation.label, set()).add(response.status_code)
             case.validate_response(response, checks=checks)

@@ -12,8 +12,9 @@ import maquette
 from maquette.app.api_page import api_page
 from maquette.app.jobs import JobQueue, JobState, QueueFullError, UnknownFileError, UnknownJobError
 from maquette.app.limits import Limits, TooLargeError
-from maquette.app.request import GenerateRequest
+from maquette.app.request import MAX_GUIDANCE, MAX_STEPS, GenerateRequest
 from maquette.errors import MaquetteError, MissingDependencyError
+from maquette.picture.prepare import CUT_OUTS
 from maquette.pipelines import FORMATS
 from maquette.registry import MODELS
 from maquette.weights import find_weights
@@ -92,6 +93,11 @@ class Health:
     limits: dict[str, float]
 
 
+def _field(description: str = "", **schema: Any) -> Any:
+    """A field of a form whose bounds are only documented here: `GenerateRequest` checks them, in its own words."""
+    return Form(description=description, json_schema_extra=schema)
+
+
 def _problems(*codes: int) -> dict[int | str, dict[str, Any]]:
     return {code: {"model": Problem, "description": _WORDS[code]} for code in codes}
 
@@ -143,12 +149,12 @@ def _jobs_router(queue: JobQueue, limits: Limits) -> APIRouter:
         views: Annotated[UploadFile | None, File(description=".zip of transforms.json and four pictures")] = None,
         prompt: Annotated[str, Form()] = "",
         negative_prompt: Annotated[str, Form()] = "",
-        model: Annotated[str, Form(description="see /api/models")] = "lgm-mini",
+        model: Annotated[str, _field("see /api/models", enum=list(MODELS))] = "lgm-mini",
         formats: Annotated[str, Form(description="with commas, of ply, splat, glb, mp4, png")] = ",".join(FORMATS),
-        seed: Annotated[int, Form()] = 0,
-        steps: Annotated[int | None, Form()] = None,
-        guidance: Annotated[float | None, Form()] = None,
-        cut_out_by: Annotated[str | None, Form(description="alpha, rembg or plain")] = None,
+        seed: Annotated[int, _field(minimum=0, maximum=2**32 - 1)] = 0,
+        steps: Annotated[int | None, _field("of the sampler", minimum=1, maximum=MAX_STEPS)] = None,
+        guidance: Annotated[float | None, _field(minimum=1, maximum=MAX_GUIDANCE)] = None,
+        cut_out_by: Annotated[str | None, _field("how to find the object", enum=[*CUT_OUTS, ""])] = None,
         fit_mesh: Annotated[bool, Form()] = False,
     ) -> JobState:
         """Puts a job into the queue: a picture, a prompt, both, or a .zip of posed views."""

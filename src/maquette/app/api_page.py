@@ -67,15 +67,23 @@ def _fields(title: str, part: dict[str, Any]) -> str:
 
 def _kind(field: dict[str, Any]) -> str:
     kinds = [field, *field.get("anyOf", [])]
-    names = [str(kind.get("enum") or kind["type"]) for kind in kinds if "type" in kind or "enum" in kind]
+    names = [_choices(kind) or str(kind["type"]) for kind in kinds if "type" in kind or "enum" in kind]
     if any("contentMediaType" in kind or kind.get("format") == "binary" for kind in kinds):
         names = ["file"]
-    said = " or ".join(name for name in names if name != "null")
+    said = names[0] if "enum" in field else " or ".join(name for name in names if name != "null")
     if field.get("default") not in (None, ""):
         said += f"; {field['default']} by default"
+    bounds = [
+        f"{word} {field[key]:g}" for key, word in (("minimum", "at least"), ("maximum", "at most")) if key in field
+    ]
+    said += "".join(f"; {bound}" for bound in bounds)
     if field.get("description"):
         said += f"; {field['description']}"
     return escape(said)
+
+
+def _choices(kind: dict[str, Any]) -> str:
+    return ", ".join(str(value) for value in kind.get("enum", []) if value)
 
 
 def _table(title: str, rows: list[tuple[str, str]]) -> str:
