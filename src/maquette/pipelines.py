@@ -263,7 +263,7 @@ def _report(
         "maquette": maquette.__version__,
         "torch": torch.__version__,
         "device": str(result.gaussians.device),
-        "model": str(model) if isinstance(model, (str, Path)) else type(model).__name__,
+        "model": str(model) if isinstance(model, (str, Path)) else getattr(model, "name", type(model).__name__),
         "input": None if isinstance(views, (Views, PreparedViews)) else str(views),
         "views": {
             "order": list(prepared.order),

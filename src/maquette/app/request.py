@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from dataclasses import dataclass
 
 from maquette.errors import InvalidInputError
@@ -21,7 +22,7 @@ class GenerateRequest:
     Attributes:
         picture: bytes of a PNG, JPEG or WebP file.
         views: bytes of a .zip with `transforms.json` and the pictures it names (four RGBA views); alone.
-        prompt, negative_prompt: what to show, and what not.
+        prompt, negative_prompt: what to show, and what not; no control characters but spaces and line ends.
         model: registry name; models of one picture (gamba-mini) take a picture and no prompt.
         formats: of `maquette.pipelines.FORMATS`.
         seed: 0..2**32 - 1.
@@ -49,6 +50,9 @@ class GenerateRequest:
     def __post_init__(self) -> None:
         get_entry(self.model)
         self._check_inputs()
+        for text in (self.prompt, self.negative_prompt):
+            if any(unicodedata.category(letter) in ("Cc", "Cs") and letter not in "\t\r\n" for letter in text):
+                raise InvalidInputError("the prompt has control characters or broken Unicode in it: write plain text")
         unknown = [fmt for fmt in self.formats if fmt not in FORMATS]
         if unknown or not self.formats:
             raise InvalidInputError(f"formats must be some of {', '.join(FORMATS)}, got {', '.join(unknown) or 'none'}")
