@@ -1,12 +1,12 @@
 """Gaussians to 17 bytes each: sorted along a space-filling curve and quantised in chunks of neighbours.
 
-| array | type | meaning |
-|---|---|---|
-| `chunks` | float32 `[C, 9]` | of every 256 Gaussians: lowest position, step of positions, lowest log scale, its step, highest colour |
-| `positions` | uint16 `[N, 3]` | lowest position + step * value |
-| `scales` | uint8 `[N, 3]` | exp(lowest log scale + step * value) |
-| `colors` | uint8 `[N, 4]` | red, green and blue times highest colour / 255; opacity / 255 |
-| `rotations` | uint32 `[N]` | unit quaternion: index of its largest part, then the three others in 10 bits each |
+- `chunks`, float32 `[C, 9]`: of every 256 Gaussians the lowest position and its step (x, y, z each), the lowest
+  logarithm of a scale and its step, and the highest colour.
+- `positions`, uint16 `[N, 3]`: lowest position + step * value.
+- `scales`, uint8 `[N, 3]`: exp(lowest logarithm + step * value).
+- `colors`, uint8 `[N, 4]`: red, green, blue as value / 255 * highest colour; opacity as value / 255.
+- `rotations`, uint32 `[N]`: of the unit quaternion (w, x, y, z), made positive in its largest part, the index of that
+  part in the upper 2 bits, then the others in 10 bits each, (value - 511) / 511 / sqrt(2).
 """
 
 from __future__ import annotations
