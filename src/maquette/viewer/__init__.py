@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from maquette.viewer.options import ViewerOptions
+from maquette.viewer.options import ViewerOptions, background_of
 from maquette.viewer.page import export_html, viewer_html
 from maquette.viewer.server import ViewerServer
 
-__all__ = ["ViewerOptions", "ViewerServer", "export_html", "viewer_html"]
+__all__ = ["ViewerOptions", "ViewerServer", "background_of", "export_html", "viewer_html"]

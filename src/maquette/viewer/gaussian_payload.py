@@ -1,12 +1,13 @@
 """Gaussians to 17 bytes each: sorted along a space-filling curve and quantised in chunks of neighbours.
 
-| array | type | meaning |
-|---|---|---|
-| `chunks` | float32 `[C, 9]` | of every 256 Gaussians: lowest position, step of positions, lowest log scale, its step, highest colour |
-| `positions` | uint16 `[N, 3]` | lowest position + step * value |
-| `scales` | uint8 `[N, 3]` | exp(lowest log scale + step * value) |
-| `colors` | uint8 `[N, 4]` | red, green and blue times highest colour / 255; opacity / 255 |
-| `rotations` | uint32 `[N]` | unit quaternion: index of its largest part, then the three others in 10 bits each |
+- `chunks`, float32 `[C, 9]`: of every 256 Gaussians the lowest position and its step (x, y, z each), the lowest
+  logarithm of a scale and its step, and the highest colour. A chunk ends early before the first Gaussian that lies far
+  from the object (the first `near` ones do not).
+- `positions`, uint16 `[N, 3]`: lowest position + step * value.
+- `scales`, uint8 `[N, 3]`: exp(lowest logarithm + step * value).
+- `colors`, uint8 `[N, 4]`: red, green, blue as value / 255 * highest colour; opacity as value / 255.
+- `rotations`, uint32 `[N]`: of the unit quaternion (w, x, y, z), made positive in its largest part, the index of that
+  part in the upper 2 bits, then the others in 10 bits each, (value - 511) / 511 / sqrt(2).
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ CHUNK_COLUMNS = 9
 
 _MIN_ALPHA = 1 / 255
 _SEEN_OPACITY = 0.05
+_FAR = 3.0
+"""Beyond so many radii from the middle lie stray Gaussians, which would coarsen the chunks of the object."""
 _MORTON_BITS = 21
 _LEAST_SCALE = 1e-6
 """As a share of the object's size; a narrower Gaussian looks the same at any zoom of the page."""
@@ -60,13 +63,13 @@ def pack_gaussians(gaussians: Gaussians) -> Payload:
             f"none of the {given.num_gaussians:,} Gaussians is visible: all opacities are below 1/255"
         )
     center, radius = _bounds(kept)
-    order = morton_order(kept.means.double().numpy())
+    order, near = _order(kept.means.double().numpy(), np.array(center), radius)
     kept = kept.select(torch.from_numpy(order))
     harmonics = kept.sh_degree is not None
     colors = (kept.colors[:, 0] * SH_C0 + 0.5 if harmonics else kept.colors).double().clamp_min(0).numpy()
     logs = np.log(kept.scales.double().clamp_min(_LEAST_SCALE * radius).numpy())
-    starts = np.arange(0, kept.num_gaussians, CHUNK)
-    chunk_of = np.arange(kept.num_gaussians) // CHUNK
+    starts = np.concatenate([np.arange(0, near, CHUNK), np.arange(near, kept.num_gaussians, CHUNK)])
+    chunk_of = np.repeat(np.arange(len(starts)), np.diff(starts, append=kept.num_gaussians))
     table = np.empty((len(starts), CHUNK_COLUMNS), np.float32)
     positions = _quantised(kept.means.double().numpy(), starts, chunk_of, table[:, :3], table[:, 3:6], 65535)
     shared = np.broadcast_to(logs.min(1, keepdims=True), logs.shape), np.broadcast_to(logs.max(1)[:, None], logs.shape)
@@ -87,8 +90,16 @@ def pack_gaussians(gaussians: Gaussians) -> Payload:
             "colors": np.rint(rgba * 255).astype(np.uint8),
             "rotations": _packed_rotations(normalized_quaternions(kept.quats).double().numpy()),
         },
-        details={"shown": kept.num_gaussians, "chunk": CHUNK, "harmonics": harmonics},
+        details={"shown": kept.num_gaussians, "near": near, "chunk": CHUNK, "harmonics": harmonics},
     )
+
+
+def _order(points: Floats, center: Floats, radius: float) -> tuple[NDArray[np.int64], int]:
+    """Indices that sort points, those far from the object last, and the number of the others."""
+    far = np.abs(points - center).max(1) > _FAR * radius
+    groups = [np.flatnonzero(~far), np.flatnonzero(far)]
+    ordered = [group[morton_order(points[group])] for group in groups if len(group)]
+    return np.concatenate(ordered), len(groups[0])
 
 
 def morton_order(points: Floats) -> NDArray[np.int64]:

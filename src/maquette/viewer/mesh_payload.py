@@ -1,13 +1,10 @@
 """Meshes as they travel in a page: plain vertex arrays, one list of triangles per material, pictures as files.
 
-| array | type | meaning |
-|---|---|---|
-| `vertices` | float32 `[N, 3]` | positions |
-| `faces` | uint32 `[M, 3]` | sorted by material |
-| `normals` | int8 `[N, 4]` | unit normals times 127 (and a zero), where the mesh has them |
-| `uvs` | float32 `[N, 2]` | (0, 0) is the top left corner, where a material has a texture |
-| `colors` | uint8 `[N, 4]` | sRGB, where the mesh has them |
-| `texture0`, ... | uint8 | a JPEG, or a PNG where it has holes |
+- `vertices`, float32 `[N, 3]`; `faces`, uint32 `[M, 3]`, sorted by material.
+- `normals`, int8 `[N, 4]`: unit normals times 127, and a zero; where the mesh has them.
+- `colors`, uint8 `[N, 4]`: sRGB; where the mesh has them.
+- `uvs`, float32 `[N, 2]`: (0, 0) is the top left corner; where a material has a texture.
+- `texture0`, `texture1`, ..., uint8: a JPEG file, or a PNG file of a texture with holes.
 """
 
 from __future__ import annotations
@@ -39,7 +36,7 @@ def pack_mesh(mesh: Mesh) -> Payload:
     """
     mesh = mesh.to("cpu")
     _check(mesh)
-    corners = mesh.vertices[mesh.faces.unique()].double()
+    corners = mesh.vertices[mesh.faces.flatten()].double()
     low, high = corners.amin(0), corners.amax(0)
     middle = (low + high) / 2
     radius = float((corners - middle).norm(dim=1).max())

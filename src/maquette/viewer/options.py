@@ -16,6 +16,7 @@ MAX_SPLAT_SCALE = 2.0
 """Upper end of the slider for the size of the Gaussians."""
 
 _COLOR = re.compile(r"#[0-9a-fA-F]{6}")
+_NAMED = {"white": "#ffffff", "gray": "#8c8c8c", "black": "#000000", TRANSPARENT: TRANSPARENT}
 
 
 @dataclass(frozen=True)
@@ -64,3 +65,18 @@ class ViewerOptions:
             raise InvalidInputError(f"splat_scale must lie in 0.05 to {MAX_SPLAT_SCALE:g}, got {self.splat_scale}")
         if self.lighting not in get_args(Lighting):
             raise InvalidInputError(f"unknown lighting {self.lighting!r}; valid: {', '.join(get_args(Lighting))}")
+
+
+def background_of(text: str) -> str:
+    """A background as people type it, as `ViewerOptions` takes it.
+
+    Args:
+        text: white, gray, black, transparent, or six hexadecimal digits with or without # in front.
+
+    Raises:
+        InvalidInputError: anything else.
+    """
+    found = _NAMED.get(text.lower(), f"#{text.removeprefix('#')}".lower())
+    if found != TRANSPARENT and not _COLOR.fullmatch(found):
+        raise InvalidInputError(f"unknown background {text!r}; valid: {', '.join(_NAMED)}, or a colour such as d8e2dc")
+    return found

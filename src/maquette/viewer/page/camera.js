@@ -4,9 +4,10 @@
 const ZOOM_RANGE = [0.05, 20];
 const degrees = Math.PI / 180;
 
-function fittedRadius(radius, fov, aspect) {
-  const half = Math.min(fov / 2, Math.atan(Math.tan((fov * degrees) / 2) * aspect) / degrees);
-  return (1.04 * radius) / Math.sin(half * degrees);
+// How far from its middle a sphere fits into a window of which `shares` of width and height are free.
+function fittedRadius(radius, fov, aspect, [wide, high]) {
+  const tangent = Math.tan((fov * degrees) / 2) * Math.min(high, aspect * wide);
+  return (1.03 * radius) / Math.sin(Math.atan(tangent));
 }
 
 function cameraAxes({ azimuth, elevation }) {

@@ -86,7 +86,7 @@ class Surface {
     const shown = facts.options.controls;
     parts.bar.hidden = parts.hint.hidden = !shown;
     parts.header.hidden = !shown;
-    const wide = matchMedia("(min-width: 761px)").matches;
+    const wide = matchMedia("(min-width: 1021px)").matches;
     this.togglePanel(shown && wide);
     parts["splat-row"].hidden = facts.kind !== "gaussians";
     parts["light-row"].hidden = facts.kind !== "mesh";
@@ -121,6 +121,7 @@ class Surface {
 
   togglePanel(open) {
     this.parts.panel.hidden = !open;
+    if (open && !matchMedia("(min-width: 1021px)").matches) this.parts.hint.classList.add("gone");
     this.parts.settings.setAttribute("aria-pressed", open);
   }
 

@@ -29,12 +29,14 @@ function bytesOfBase64(text) {
 // it), and the positions alone for sorting.
 function unpackGaussians(facts, { chunks, positions, scales, colors, rotations }) {
   const count = rotations.length;
-  const columns = chunks.length / Math.ceil(count / facts.chunk);
+  const { near, chunk } = facts;
+  const nearChunks = Math.ceil(near / chunk);
+  const columns = chunks.length / (nearChunks + Math.ceil((count - near) / chunk));
   const floats = new Float32Array(8 * count);
   const words = new Uint32Array(floats.buffer);
   const centers = new Float32Array(3 * count);
   for (let i = 0; i < count; i++) {
-    const c = columns * Math.floor(i / facts.chunk);
+    const c = columns * (i < near ? Math.floor(i / chunk) : nearChunks + Math.floor((i - near) / chunk));
     for (let axis = 0; axis < 3; axis++) {
       const value = chunks[c + axis] + chunks[c + 3 + axis] * positions[3 * i + axis];
       floats[8 * i + axis] = centers[3 * i + axis] = value;

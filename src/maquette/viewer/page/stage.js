@@ -6,6 +6,7 @@ const SMOOTHING = 16; // how fast the camera follows its goal, per second
 const MAX_PIXEL_RATIO = 2;
 const SLOW_FRAME = 45; // milliseconds; slower moving pictures are drawn with fewer pixels
 const LEAST_QUALITY = 0.35;
+const BAR_HEIGHT = 80; // pixels below the object that the buttons take
 const TRANSPARENT = "transparent";
 
 const BACK_VERTEX = `#version 300 es
@@ -54,8 +55,9 @@ class Stage {
 
   homeCamera() {
     const { azimuth, elevation, radius, fov, target } = this.home;
-    const aspect = this.canvas.clientWidth / Math.max(1, this.canvas.clientHeight) || 1;
-    const fitted = fittedRadius(this.facts.radius, fov, aspect);
+    const [width, height] = [this.canvas.clientWidth || 1, this.canvas.clientHeight || 1];
+    const high = this.home.controls ? Math.max(0.6, 1 - (2 * BAR_HEIGHT) / height) : 1;
+    const fitted = fittedRadius(this.facts.radius, fov, width / height, [0.94, high]);
     return { azimuth, elevation, fov, target: [...target], radius: radius ?? fitted };
   }
 
