@@ -142,7 +142,9 @@ def build_api(queue: JobQueue, limits: Limits | None = None) -> FastAPI:
 def _jobs_router(queue: JobQueue, limits: Limits) -> APIRouter:
     router = APIRouter(prefix="/api/jobs", tags=["jobs"], route_class=_bounded_route(limits))
 
-    @router.post("", status_code=202, responses=_problems(400, 403, 413, 415, 422, 503))
+    @router.post(
+        "", status_code=202, response_description="the job waits", responses=_problems(400, 403, 413, 415, 422, 503)
+    )
     async def submit(
         response: Response,
         picture: Annotated[UploadFile | None, File(description="PNG, JPEG or WebP")] = None,
@@ -175,12 +177,12 @@ def _jobs_router(queue: JobQueue, limits: Limits) -> APIRouter:
         response.headers["Location"] = f"/api/jobs/{state.id}"
         return state
 
-    @router.get("/{job_id}", responses=_problems(404, 422))
+    @router.get("/{job_id}", response_description="as it is now", responses=_problems(404, 422))
     def state(job_id: str) -> JobState:
         """The state of a job."""
         return queue.state(job_id)
 
-    @router.delete("/{job_id}", responses=_problems(403, 404, 422))
+    @router.delete("/{job_id}", response_description="as it is now", responses=_problems(403, 404, 422))
     def cancel(job_id: str) -> JobState:
         """Cancels a job that is not over; of one that is over, nothing changes."""
         return queue.cancel(job_id)
@@ -203,7 +205,7 @@ def _jobs_router(queue: JobQueue, limits: Limits) -> APIRouter:
 def _about_router(queue: JobQueue, limits: Limits) -> APIRouter:
     router = APIRouter(prefix="/api", tags=["about"])
 
-    @router.get("/models")
+    @router.get("/models", response_description="all models")
     def models() -> list[ModelInfo]:
         """The models that jobs may name."""
         return [
@@ -217,7 +219,7 @@ def _about_router(queue: JobQueue, limits: Limits) -> APIRouter:
             for entry in MODELS.values()
         ]
 
-    @router.get("/health", responses=_problems(503))
+    @router.get("/health", response_description="jobs are worked off", responses=_problems(503))
     def health() -> Health:
         """Whether jobs are worked off, and the limits."""
         if not queue.is_alive:

@@ -14,8 +14,9 @@ code, .method { font-family: ui-monospace, monospace; font-size: .92em; }
   color: #fff; background: #2b6cb0; }
 .post { background: #2f855a; } .delete { background: #c53030; }
 table { border-collapse: collapse; width: 100%; margin: .4rem 0 .8rem; }
+pre { white-space: pre-wrap; margin: .3rem 0 1rem; }
 td, th { text-align: left; vertical-align: top; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid #8884; }
-th { font-weight: 600; } td:first-child { white-space: nowrap; }
+th { font-weight: 600; } td:first-child { white-space: nowrap; width: 11rem; }
 """
 
 
@@ -28,11 +29,12 @@ def api_page(schema: dict[str, Any]) -> str:
     ]
     info = schema["info"]
     title = f"{escape(info['title'])} {escape(info['version'])}: HTTP API"
+    body = "".join(operations) + _answers(schema)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>'
         f"<body><h1>{title}</h1><p>{escape(info.get('summary', ''))} "
-        f'For programs: <a href="/openapi.json">openapi.json</a>.</p>{"".join(operations)}</body></html>'
+        f'For programs: <a href="/openapi.json">openapi.json</a>.</p>{body}</body></html>'
     )
 
 
@@ -41,16 +43,29 @@ def _operation(schema: dict[str, Any], method: str, path: str, operation: dict[s
         f'<h2><span class="method {escape(method)}">{escape(method.upper())}</span> <code>{escape(path)}</code></h2>',
         f"<p>{escape(operation.get('description', operation.get('summary', '')))}</p>",
     ]
-    for content in operation.get("requestBody", {}).get("content", {}).items():
-        parts.append(_fields(f"Form ({content[0]})", _resolved(schema, content[1]["schema"])))
-    answers = [(code, escape(answer.get("description", ""))) for code, answer in operation["responses"].items()]
+    for content in operation.get("requestBody", {}).get("content", {}).values():
+        parts.append(_fields("Form field", _resolved(schema, content["schema"])))
+    answers = [(code, _answer(answer)) for code, answer in operation["responses"].items()]
     parts.append(_table("Answer", answers))
-    good = [answer for code, answer in operation["responses"].items() if code.startswith("2")]
-    for content in good[0].get("content", {}).values():
-        result = content.get("schema", {})
-        result = _resolved(schema, result.get("items", result))
-        if "properties" in result:
-            parts.append(_fields("Answer's field", result))
+    return "".join(parts)
+
+
+def _answer(answer: dict[str, Any]) -> str:
+    """What an answer means, and what its JSON is called."""
+    schemas = [content.get("schema", {}) for content in answer.get("content", {}).values()]
+    names = [part.get("$ref", part.get("items", {}).get("$ref", "")).rpartition("/")[2] for part in schemas]
+    lists = ["list of " if "items" in part else "" for part in schemas]
+    kinds = [f"{many}<code>{escape(name)}</code>" for many, name in zip(lists, names, strict=True) if name]
+    return escape(answer.get("description", "")) + (f": {', '.join(kinds)}" if kinds else "")
+
+
+def _answers(schema: dict[str, Any]) -> str:
+    """The kinds of answers and what their fields mean."""
+    parts = []
+    for name, part in schema["components"]["schemas"].items():
+        if not name.startswith("Body_") and part.get("description"):
+            fields = _table("Field", [(field, _kind(about)) for field, about in part["properties"].items()])
+            parts.append(f"<h2><code>{escape(name)}</code></h2><pre>{escape(part['description'])}</pre>{fields}")
     return "".join(parts)
 
 
@@ -74,7 +89,7 @@ def _kind(field: dict[str, Any]) -> str:
     if field.get("default") not in (None, ""):
         said += f"; {field['default']} by default"
     bounds = [
-        f"{word} {field[key]:g}" for key, word in (("minimum", "at least"), ("maximum", "at most")) if key in field
+        f"{word} {field[key]:.0f}" for key, word in (("minimum", "at least"), ("maximum", "at most")) if key in field
     ]
     said += "".join(f"; {bound}" for bound in bounds)
     if field.get("description"):

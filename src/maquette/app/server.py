@@ -35,6 +35,7 @@ def bound_socket(host: str = LOCAL_HOST, port: int = 0) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((name, port))
+        listener.listen(MAX_CONNECTIONS)  # clients may come from now on; they wait until the application serves
     except OSError as error:
         listener.close()
         raise UnsupportedError(f"cannot listen at {host}:{port}: {error.strerror}; choose another --port") from error
