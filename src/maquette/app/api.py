@@ -13,9 +13,8 @@ from maquette.app.api_page import api_page
 from maquette.app.jobs import JobQueue, JobState, QueueFullError, UnknownFileError, UnknownJobError
 from maquette.app.limits import Limits, TooLargeError
 from maquette.app.request import MAX_GUIDANCE, MAX_STEPS, GenerateRequest
+from maquette.choices import CUT_OUTS, FORMATS
 from maquette.errors import MaquetteError, MissingDependencyError
-from maquette.picture.prepare import CUT_OUTS
-from maquette.pipelines import FORMATS
 from maquette.registry import MODELS
 from maquette.weights import find_weights
 

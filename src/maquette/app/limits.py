@@ -6,9 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from maquette.app.request import GenerateRequest
-from maquette.app.views_zip import check_views_zip
 from maquette.errors import InvalidInputError, WeightsError
-from maquette.io.images import decode_image_info
 from maquette.registry import get_entry
 from maquette.weights import find_weights
 
@@ -57,6 +55,9 @@ class Limits:
             FileFormatError: not a picture, too many pixels, or not a .zip of views.
             WeightsError: the weights of the model are not on this machine.
         """
+        from maquette.app.views_zip import check_views_zip  # here, so that a server is up before torch is
+        from maquette.io.images import decode_image_info
+
         for what, data in (("picture", request.picture), ("views", request.views)):
             if data is not None and len(data) > self.max_upload_bytes:
                 raise TooLargeError(

@@ -17,6 +17,7 @@ _HEAD = (
 
 def build_page(desk: Desk) -> gr.Blocks:
     """The page, to be mounted with the style and theme of `maquette.app.page_style`."""
+    page: gr.Blocks
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         gr.HTML(_HEAD)
         job = gr.State("")  # the result that is shown

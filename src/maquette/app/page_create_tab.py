@@ -162,7 +162,7 @@ def _inputs(desk: Desk) -> _Inputs:
     )
 
 
-def _result() -> tuple[gr.HTML, ...]:
+def _result() -> tuple[gr.HTML, gr.HTML, gr.HTML, gr.HTML, gr.HTML, gr.HTML]:
     """Report, downloads, views, Gaussians, mesh, video."""
     with gr.Tabs():
         with gr.Tab("Gaussians"):
@@ -211,7 +211,8 @@ async def _generate(desk: Desk, out: _Outputs, made: tuple[Made, ...], fields: c
         request = await asyncio.to_thread(create.request_of, fields, desk.limits)
         state = desk.queue.submit(request)
         yield {out.running: state.id, out.cancel: gr.update(visible=True), out.seed: request.seed}
-        async for state, seconds in create.follow(desk.queue, state.id):
+        async for state_now, seconds in create.follow(desk.queue, state.id):
+            state = state_now
             yield {out.progress: words.progress_html(state, seconds)}
         if state.status != "done":
             failed = state.status == "failed"

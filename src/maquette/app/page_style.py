@@ -26,14 +26,15 @@ STYLE = """
 .mq-head p { margin: 0.15rem 0 0; color: var(--body-text-color-subdued); }
 .mq-progress { padding: 0.25rem 0; }
 .mq-line { display: flex; justify-content: space-between; gap: 1rem; font-variant-numeric: tabular-nums; }
-.mq-track { height: 8px; margin-top: 0.4rem; border-radius: 4px; background: var(--border-color-primary); overflow: hidden; }
+.mq-track { height: 8px; margin-top: 0.4rem; border-radius: 4px; overflow: hidden;
+  background: var(--border-color-primary); }
 .mq-fill { height: 100%; background: var(--primary-500); transition: width 0.25s linear; }
 .mq-note { padding: 0.6rem 0.8rem; border-radius: 8px; border: 1px solid var(--border-color-primary);
   background: var(--background-fill-secondary); overflow-wrap: anywhere; }
 .mq-error { border-color: #dc2626; background: #fef2f2; color: #991b1b; }
 .dark .mq-error { background: #450a0a; color: #fecaca; }
-.mq-empty { display: grid; place-items: center; min-height: 22rem; padding: 1rem; text-align: center; border-radius: 10px;
-  border: 1px dashed var(--border-color-primary); color: var(--body-text-color-subdued); }
+.mq-empty { display: grid; place-items: center; min-height: 22rem; padding: 1rem; text-align: center;
+  border-radius: 10px; border: 1px dashed var(--border-color-primary); color: var(--body-text-color-subdued); }
 .mq-report p { margin: 0; font-variant-numeric: tabular-nums; }
 .mq-report .mq-warnings { margin: 0.4rem 0 0; padding-left: 1.2rem; color: #b45309; }
 .dark .mq-report .mq-warnings { color: #fbbf24; }

@@ -6,9 +6,8 @@ import math
 import unicodedata
 from dataclasses import dataclass
 
+from maquette.choices import CUT_OUTS, FORMATS, CutOutBy
 from maquette.errors import InvalidInputError
-from maquette.picture.prepare import CUT_OUTS, CutOutBy
-from maquette.pipelines import FORMATS
 from maquette.registry import MODELS, get_entry
 
 MAX_STEPS = 200

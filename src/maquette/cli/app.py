@@ -51,6 +51,8 @@ def run(args: Args) -> int:
             webbrowser.open(url)
         try:
             serve(site, listener)
+        except KeyboardInterrupt:  # the way to end it
+            print(file=sys.stderr)
         finally:
             queue.close()
     return 0
