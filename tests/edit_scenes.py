@@ -66,5 +66,5 @@ def shell(radius: float, count: int = 30_000) -> Gaussians:
         torch.tensor([1.0, 0, 0, 0]).repeat(count, 1),
         torch.full((count, 3), 0.012),
         torch.full((count,), 0.9),
-        torch.full((count, 3), 0.5),
+        0.1 + 0.8 * (means > 0).float(),  # another colour in every octant
     )
