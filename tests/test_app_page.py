@@ -99,14 +99,14 @@ def open_page(browser: Any, url: str) -> Iterator[Callable[[dict[str, int]], Any
 
 def say(page: Any, sentence: str) -> None:
     """Fills the sentence in and presses the button."""
-    page.get_by_role("tab", name="Sentence").click()
+    page.get_by_role("tab", name="Sentence", exact=True).click()
     page.fill("#mq-sentence textarea", sentence)
     page.click("#mq-generate")
 
 
 def give(page: Any, picture: bytes | Path) -> None:
     """Gives a picture."""
-    page.get_by_role("tab", name="Picture").click()
+    page.get_by_role("tab", name="Picture", exact=True).click()
     data = picture.read_bytes() if isinstance(picture, Path) else picture
     page.set_input_files("#mq-picture input[type=file]", {"name": "p.png", "mimeType": "image/png", "buffer": data})
     page.wait_for_selector("#mq-picture img")
@@ -172,9 +172,9 @@ def test_picture_in_and_everything_out_with_the_real_models(
     page.wait_for_selector("#mq-state [role=progressbar]")
     wait_for_result(page, REAL_WAIT_MS)
     check_turns(page, "#mq-gaussians")
-    page.get_by_role("tab", name="Mesh").click()
+    page.get_by_role("tab", name="Mesh", exact=True).click()
     check_turns(page, "#mq-mesh")
-    page.get_by_role("tab", name="Views").click()
+    page.get_by_role("tab", name="Views", exact=True).click()
     sheet = page.locator("#mq-sheet img")
     sheet.wait_for()
     assert sheet.evaluate("image => image.decode().then(() => image.naturalWidth)") > 500
@@ -244,7 +244,7 @@ def test_errors_are_told_in_words(open_page: Callable[[dict[str, int]], Any]) ->
     assert "no object" in told() or "stands out" in told()
     say(page, "   ")
     assert "there is no sentence yet" in told()
-    page.get_by_role("tab", name="Four views").click()
+    page.get_by_role("tab", name="Four views", exact=True).click()
     page.set_input_files(
         "#mq-views input[type=file]", {"name": "v.zip", "mimeType": "application/zip", "buffer": b"PK not a zip"}
     )
@@ -253,7 +253,7 @@ def test_errors_are_told_in_words(open_page: Callable[[dict[str, int]], Any]) ->
     assert "zip" in told()
     say(page, BROKEN)
     assert "the server's log says more" in told()
-    page.get_by_role("tab", name="Edit").click()
+    page.get_by_role("tab", name="Edit", exact=True).click()
     page.click("#mq-smooth")
     page.wait_for_selector("#mq-edit-message [role=alert]")
     assert "There is no mesh yet" in page.inner_text("#mq-edit-message")
@@ -267,9 +267,10 @@ def paint(page: Any) -> None:
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    page.mouse.move(x - 30, y)
+    page.mouse.move(x - 40, y - 30)
     page.mouse.down()
-    page.mouse.move(x + 30, y, steps=12)
+    for to_x, to_y in ((40, -30), (40, 30), (-40, 30)):
+        page.mouse.move(x + to_x, y + to_y, steps=8)
     page.mouse.up()
     page.wait_for_timeout(600)
 
@@ -288,7 +289,7 @@ def test_edit_smooths_what_is_painted_and_undoes_it(
     page = open_page(DESKTOP)
     say(page, "a ball")
     wait_for_result(page)
-    page.get_by_role("tab", name="Edit").click()
+    page.get_by_role("tab", name="Edit", exact=True).click()
     message(page, "Paint over")
     page.click("#mq-smooth")
     message(page, "nothing is painted yet")
@@ -316,7 +317,7 @@ def test_edit_refines_from_another_side(open_page: Callable[[dict[str, int]], An
     page = open_page(DESKTOP)
     say(page, "a ball")
     wait_for_result(page)
-    page.get_by_role("tab", name="Edit").click()
+    page.get_by_role("tab", name="Edit", exact=True).click()
     message(page, "Paint over")
     link = page.locator("#mq-edit-download a")
     start = read_mesh(save(page, link, tmp_path))
@@ -340,8 +341,8 @@ def test_phone_sized_window(open_page: Callable[[dict[str, int]], Any]) -> None:
     wait_for_result(page)
     check_width(page, PHONE["width"])
     check_turns(page, "#mq-gaussians")
-    for name in ("Mesh", "Views", "Turntable", "Edit"):
-        page.get_by_role("tab", name=name).click()
+    for name in ("Mesh", "Views", "Video", "Edit"):
+        page.get_by_role("tab", name=name, exact=True).click()
         page.wait_for_timeout(400)
         check_width(page, PHONE["width"])
     message(page, "Paint over")

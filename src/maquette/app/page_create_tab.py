@@ -171,7 +171,7 @@ def _result() -> tuple[gr.HTML, gr.HTML, gr.HTML, gr.HTML, gr.HTML, gr.HTML]:
             mesh = gr.HTML(elem_id="mq-mesh")
         with gr.Tab("Views"):
             views = gr.HTML(elem_id="mq-sheet")
-        with gr.Tab("Turntable"):
+        with gr.Tab("Video"):
             video = gr.HTML()
     downloads = gr.HTML(elem_id="mq-downloads")
     report = gr.HTML(elem_id="mq-report")

@@ -163,6 +163,7 @@ def change_words(before: EditSession, after: EditSession) -> str:
     if old.num_vertices == new.num_vertices and old.num_faces == new.num_faces:
         shift = (new.vertices - old.vertices).norm(dim=1)
         moved = int((shift > 1e-6).sum())
-        most = 100 * float(shift.max())
-        return f"Smoothed: {moved:,} of {len(shift):,} vertices moved, at most by {most:.1f} % of a unit."
+        size = float((old.vertices.amax(dim=0) - old.vertices.amin(dim=0)).max())
+        most = 100 * float(shift.max()) / max(size, 1e-12)
+        return f"Smoothed: {moved:,} of {len(shift):,} vertices moved, at most by {most:.1f} % of the object's size."
     return f"Refined: {old.num_faces:,} triangles became {new.num_faces:,}; the colours were carried over."

@@ -54,9 +54,12 @@ a.mq-download span { color: var(--body-text-color-subdued); font-size: 0.85rem; 
 .mq-sheet img, .mq-video { display: block; width: 100%; max-height: 34rem; object-fit: contain; border-radius: 8px;
   background: #fff; }
 #mq-painting { max-width: 36rem; margin: 0 auto; }
+#mq-gallery .grid-wrap, #mq-gallery .grid-container { min-height: 0 !important; height: auto !important; }
 @media (max-width: 640px) {
   .gradio-container { padding: 0.5rem !important; }
   .mq-viewer { height: 22rem; }
   .mq-empty { min-height: 8rem; }
+  .tab-container button { padding: 0 0.55rem !important; }
+  #mq-painting { height: 25rem !important; }
 }
 """
