@@ -242,8 +242,10 @@ def test_many_cancel_the_same_job(client: Any, queue: JobQueue) -> None:
 
 
 def test_pages_of_other_sites_cannot_start_jobs(client: Any) -> None:
-    other = {"sec-fetch-site": "cross-site"}
-    assert client.post("/api/jobs", data={"prompt": "a"}, headers=other).status_code == 403
+    for other in ("cross-site", "same-site"):  # the same site at another port is another program
+        headers = {"sec-fetch-site": other}
+        assert client.post("/api/jobs", data={"prompt": "a"}, headers=headers).status_code == 403
+        assert client.delete("/api/jobs/x", headers=headers).status_code == 403
     assert client.post("/api/jobs", data={"prompt": "a"}, headers={"sec-fetch-site": "same-origin"}).status_code == 202
 
 

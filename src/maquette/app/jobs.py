@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import errno
 import gc
 import logging
 import math
@@ -350,6 +351,8 @@ class JobQueue:
         """What to tell the client; paths of this machine are nobody's business."""
         if isinstance(error, MaquetteError):
             return str(error).replace(f"{job.folder}/", "").replace(str(job.folder), "the job") or type(error).__name__
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            return "the server's disk is full; try again when old results were removed"
         _log.error("job %s failed", job.id, exc_info=error)
         return f"the job failed unexpectedly ({type(error).__name__}); the server's log says more"
 
