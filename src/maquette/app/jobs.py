@@ -167,6 +167,17 @@ class JobQueue:
         """Whether jobs are still worked off."""
         return self._thread.is_alive()
 
+    def check_room(self) -> None:
+        """Says whether `submit` would take a job now, before anything is done for it.
+
+        Raises:
+            QueueFullError: the queue is full or closed.
+        """
+        if self._closed:
+            raise QueueFullError("the server is shutting down and takes no more jobs")
+        if self.is_full:
+            raise QueueFullError(f"the queue is full ({self.capacity} jobs wait); try again in a moment")
+
     def submit(self, request: GenerateRequest) -> JobState:
         """Puts a job at the end of the queue.
 
@@ -175,10 +186,7 @@ class JobQueue:
         """
         self._tidy()
         with self._changed:
-            if self._closed:
-                raise QueueFullError("the server is shutting down and takes no more jobs")
-            if self.is_full:
-                raise QueueFullError(f"the queue is full ({self.capacity} jobs wait); try again in a moment")
+            self.check_room()
             name = secrets.token_urlsafe(18)
             job = _Job(name, self._folder / name, request)
             self._jobs[name] = job
