@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 import threading
 import time
@@ -63,6 +64,8 @@ def test_a_picture_becomes_files_with_progress(tmp_path: Path) -> None:
     }  # fmt: skip
     assert color_in_ply((tmp_path / "asset.ply").read_bytes()) == (200, 100, 50)
     assert all(isinstance(text, str) for text in said)
+    reports = [json.loads((tmp_path / name).read_text()) for name in ("report.json", "views-report.json")]
+    assert str(tmp_path.parent) not in str(reports) and reports[0]["model"] == "disc-model"
     stages = list(dict.fromkeys(stage for stage, _ in heard))
     assert stages[0] == "loading the models" and "making four views" in stages and "/" not in "".join(stages)
     fractions = [fraction for _, fraction in heard if fraction]
