@@ -34,6 +34,7 @@ from app_stand_ins import color_in_ply, color_of, disc_picture  # noqa: E402
 
 POLL_S = 0.5
 PATIENCE_S = 300.0
+MAX_GROWTH = 0.1
 
 
 @dataclass
@@ -114,11 +115,11 @@ class Client:
         deadline = time.monotonic() + PATIENCE_S
         while (state := self.json("GET", f"/api/jobs/{job}"))["finished"] is None:
             if time.monotonic() > deadline:
-                self.tally.count("lost", f"job {job} is still {state['status']}")
+                self.tally.count("not_done", f"job {job} is still {state['status']}")
                 return
             time.sleep(POLL_S)
         if state["status"] != "done":
-            self.tally.count("lost", f"job {job}: {state.get('message')}")
+            self.tally.count("not_done", f"job {job}: {state.get('message')}")
             return
         status, _, data = self.call("GET", f"/api/jobs/{job}/files/asset.ply")
         found = color_in_ply(data) if status == 200 else (status,)
@@ -186,6 +187,8 @@ def warm_up(port: int) -> None:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     with (
         tempfile.TemporaryDirectory() as folder,
         running_server(Path(folder), capacity=args.capacity, keep_s=args.keep_s, network_s=args.network_s) as (
@@ -203,25 +206,30 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         for thread in threads:
             thread.join()
         seconds = time.monotonic() - start
-    return report_of(args, tally, seen, seconds)
+    return report_of(args, tally, seen, seconds, commit)
 
 
-def report_of(args: argparse.Namespace, tally: Tally, seen: dict[str, list[float]], seconds: float) -> dict[str, Any]:
+def report_of(
+    args: argparse.Namespace, tally: Tally, seen: dict[str, list[float]], seconds: float, commit: str
+) -> dict[str, Any]:
     window = min(60.0, args.seconds / 4)
     times, memory = seen["second"], seen["rss_mb"]
     first = [mb for at, mb in zip(times, memory, strict=True) if at < window]
     last = [mb for at, mb in zip(times, memory, strict=True) if at >= args.seconds - window]
-    kinds = ("accepted", "done", "cancelled", "abandoned", "refused_503", "lost", "wrong", "unexpected")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    kinds = ("accepted", "done", "cancelled", "abandoned", "refused_503", "wrong", "unexpected")
+    counts = tally.counts
     return {
-        "machine": {"cpus": os.cpu_count(), "python": platform.python_version(), "commit": commit.stdout.strip()},
+        "machine": {"cpus": os.cpu_count(), "python": platform.python_version(), "commit": commit},
         "date": time.strftime("%Y-%m-%d"),
         "settings": {
             "seconds": args.seconds, "clients": args.clients, "capacity": args.capacity,
             "keep_s": args.keep_s, "network_s": args.network_s,
         },
         "seconds_until_the_last_answer": round(seconds, 1),
-        "jobs": {kind: tally.counts[kind] for kind in kinds},
+        "jobs": {
+            **{kind: counts[kind] for kind in kinds},
+            "lost": counts["accepted"] - counts["done"] - counts["cancelled"],
+        },
         "wait_s": {
             "median": round(statistics.median(tally.waits_s or [0.0]), 2),
             "most": round(max(tally.waits_s, default=0.0), 2),
@@ -277,7 +285,7 @@ def main() -> int:
     (args.output / "api_load.md").write_text(as_markdown(report))
     print(as_markdown(report), *report["problems"], sep="\n")
     jobs = report["jobs"]
-    kept = report["queue"]["most_waiting"] <= args.capacity
+    kept = report["queue"]["most_waiting"] <= args.capacity and report["memory_mb"]["growth"] <= MAX_GROWTH
     return 0 if kept and not (jobs["lost"] or jobs["wrong"] or jobs["unexpected"]) else 1
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -33,7 +35,7 @@ def work(request: GenerateRequest, folder: Path, report: Report) -> list[str]:
     report("echoing", 0.25)
     if request.prompt == "wait":
         while not GO.is_set():
-            report("waiting", 0.5)
+            report("holding", 0.5)
             time.sleep(0.002)
     if request.prompt == "fail":
         raise InvalidInputError("<b>no</b> object")
@@ -98,7 +100,7 @@ def test_states_of_waiting_running_failed_and_cancelled_jobs(client: Any) -> Non
     running = client.post("/api/jobs", data={"prompt": "wait"}).json()["id"]
     waiting = client.post("/api/jobs", data={"prompt": "fail"}).json()
     crashing = client.post("/api/jobs", data={"prompt": "crash"}).json()
-    while client.get(f"/api/jobs/{running}").json()["stage"] != "waiting":
+    while client.get(f"/api/jobs/{running}").json()["stage"] != "holding":
         time.sleep(0.002)
     assert client.get(f"/api/jobs/{running}").json()["fraction"] == 0.5
     assert client.get(f"/api/jobs/{crashing['id']}").json()["position"] == 2
@@ -224,6 +226,22 @@ def test_html_in_prompts_is_data(client: Any) -> None:
     assert refused.headers["x-content-type-options"] == "nosniff"
 
 
+def test_uploads_are_not_read_when_the_queue_is_full(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = client.post("/api/jobs", data={"prompt": "wait"}).json()["id"]
+    while client.get(f"/api/jobs/{first}").json()["status"] != "running":
+        time.sleep(0.002)
+    for _ in range(4):
+        client.post("/api/jobs", data={"prompt": "a"})
+    monkeypatch.setattr(Limits, "check", lambda *_: pytest.fail("the upload was looked at"))
+    assert client.post("/api/jobs", files={"picture": ("p.png", PICTURE)}).status_code == 503
+
+
+def test_without_fastapi_the_extra_is_named() -> None:
+    code = "import sys; sys.modules['fastapi'] = None; import maquette.app.api"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and "MissingDependencyError" in done.stderr and "maquette[app]" in done.stderr
+
+
 def test_many_cancel_the_same_job(client: Any, queue: JobQueue) -> None:
     job_id = client.post("/api/jobs", data={"prompt": "wait"}).json()["id"]
     codes: list[tuple[int, str]] = []
@@ -242,8 +260,10 @@ def test_many_cancel_the_same_job(client: Any, queue: JobQueue) -> None:
 
 
 def test_pages_of_other_sites_cannot_start_jobs(client: Any) -> None:
-    other = {"sec-fetch-site": "cross-site"}
-    assert client.post("/api/jobs", data={"prompt": "a"}, headers=other).status_code == 403
+    for other in ("cross-site", "same-site"):  # the same site at another port is another program
+        headers = {"sec-fetch-site": other}
+        assert client.post("/api/jobs", data={"prompt": "a"}, headers=headers).status_code == 403
+        assert client.delete("/api/jobs/x", headers=headers).status_code == 403
     assert client.post("/api/jobs", data={"prompt": "a"}, headers={"sec-fetch-site": "same-origin"}).status_code == 202
 
 

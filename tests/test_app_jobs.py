@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import threading
 import time
@@ -60,6 +61,7 @@ class Work:
             "cuda": torch.OutOfMemoryError("CUDA out of memory"),
             "cpu": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
             "exit": SystemExit(3),
+            "disk": OSError(errno.ENOSPC, "No space left on device", str(folder)),
             "empty": MaquetteError(),
         }
         if request.prompt in errors:
@@ -154,6 +156,7 @@ def test_one_at_a_time_in_order_and_never_more_than_the_bound_waits(make: Make, 
         ("cpu", "ran out of memory"),
         ("exit", "unexpectedly (SystemExit)"),
         ("empty", "MaquetteError"),
+        ("disk", "disk is full"),
     ],
 )
 def test_what_goes_wrong_in_a_job_is_told_and_ends_nothing_else(make: Make, prompt: str, words: str) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
+import threading
+import time
 import warnings
 import zipfile
 import zlib
@@ -61,6 +64,8 @@ def test_a_picture_becomes_files_with_progress(tmp_path: Path) -> None:
     }  # fmt: skip
     assert color_in_ply((tmp_path / "asset.ply").read_bytes()) == (200, 100, 50)
     assert all(isinstance(text, str) for text in said)
+    reports = [json.loads((tmp_path / name).read_text()) for name in ("report.json", "views-report.json")]
+    assert str(tmp_path.parent) not in str(reports) and reports[0]["model"] == "disc-model"
     stages = list(dict.fromkeys(stage for stage, _ in heard))
     assert stages[0] == "loading the models" and "making four views" in stages and "/" not in "".join(stages)
     fractions = [fraction for _, fraction in heard if fraction]
@@ -229,8 +234,34 @@ def test_a_bomb_inside_a_job_fails_in_words(tmp_path: Path) -> None:
     try:
         job = queue.submit(GenerateRequest(picture=png_header(30_000, 30_000)))
         while (state := queue.state(job.id)).finished is None:
-            pass
+            time.sleep(0.01)
         assert state.status == "failed" and "pixels" in state.message and str(tmp_path) not in state.message
+    finally:
+        queue.close()
+
+
+def test_a_cancelled_job_stops_in_the_middle_of_the_pipeline(tmp_path: Path) -> None:
+    started, go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        started.set()
+        assert go.wait(30)
+
+    work = service()
+    work.load_generator = lambda name, device: DiscGenerator(hold)  # type: ignore[assignment, arg-type, return-value]
+    queue = JobQueue(work, tmp_path, capacity=2, timeout_s=60, keep_s=60)
+    try:
+        job = queue.submit(GenerateRequest(prompt="a chair", formats=("ply",)))
+        assert started.wait(30)
+        assert queue.state(job.id).stage == "making four views"
+        assert queue.cancel(job.id).status == "cancelled"
+        go.set()
+        after = queue.submit(GenerateRequest(prompt="a table", formats=("ply",)))
+        while (state := queue.state(after.id)).finished is None:
+            time.sleep(0.01)
+        assert state.status == "done" and "asset.ply" in state.files and "asset-views.png" in state.files
+        assert LOADED == ["lgm-mini"]  # once: the first job never got past its views
+        assert not list(tmp_path.glob(f"*/{job.id}"))
     finally:
         queue.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,6 +35,9 @@ RETRY_AFTER_S = 2
 
 _FORM_BYTES = 64_000
 """What a form may have besides its files."""
+
+_MAX_READING = 4
+"""Uploads that are in memory at once, besides those in the queue."""
 
 _CHUNK_BYTES = 256 << 10
 _MEDIA_TYPES = {
@@ -140,6 +144,7 @@ def build_api(queue: JobQueue, limits: Limits | None = None) -> FastAPI:
 
 def _jobs_router(queue: JobQueue, limits: Limits) -> APIRouter:
     router = APIRouter(prefix="/api/jobs", tags=["jobs"], route_class=_bounded_route(limits))
+    reading = threading.Semaphore(_MAX_READING)
 
     @router.post(
         "", status_code=202, response_description="the job waits", responses=_problems(400, 403, 413, 415, 422, 503)
@@ -160,8 +165,6 @@ def _jobs_router(queue: JobQueue, limits: Limits) -> APIRouter:
     ) -> JobState:
         """Puts a job into the queue: a picture, a prompt, both, or a .zip of posed views."""
         values: dict[str, Any] = {
-            "picture": None if picture is None else await picture.read(),
-            "views": None if views is None else await views.read(),
             "prompt": prompt,
             "negative_prompt": negative_prompt,
             "model": model,
@@ -172,7 +175,8 @@ def _jobs_router(queue: JobQueue, limits: Limits) -> APIRouter:
             "cut_out_by": cut_out_by or None,
             "fit_mesh": fit_mesh,
         }
-        state = await run_in_threadpool(_submit, queue, limits, values)
+        uploads = {"picture": picture, "views": views}
+        state = await run_in_threadpool(_submit, queue, limits, uploads, values, reading)
         response.headers["Location"] = f"/api/jobs/{state.id}"
         return state
 
@@ -228,10 +232,22 @@ def _about_router(queue: JobQueue, limits: Limits) -> APIRouter:
     return router
 
 
-def _submit(queue: JobQueue, limits: Limits, values: dict[str, Any]) -> JobState:
-    request = GenerateRequest(**values)
-    limits.check(request)
-    return queue.submit(request)
+def _submit(
+    queue: JobQueue,
+    limits: Limits,
+    uploads: dict[str, UploadFile | None],
+    values: dict[str, Any],
+    reading: threading.Semaphore,
+) -> JobState:
+    """Checks a request and puts it into the queue; few uploads at once are taken from the disk into memory."""
+    with reading:
+        queue.check_room()
+        files: dict[str, Any] = {
+            name: None if upload is None else upload.file.read() for name, upload in uploads.items()
+        }
+        request = GenerateRequest(**values, **files)
+        limits.check(request)
+        return queue.submit(request)
 
 
 def _download(path: Path) -> StreamingResponse:

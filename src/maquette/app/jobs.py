@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import errno
 import gc
 import logging
 import math
@@ -166,6 +167,17 @@ class JobQueue:
         """Whether jobs are still worked off."""
         return self._thread.is_alive()
 
+    def check_room(self) -> None:
+        """Says whether `submit` would take a job now, before anything is done for it.
+
+        Raises:
+            QueueFullError: the queue is full or closed.
+        """
+        if self._closed:
+            raise QueueFullError("the server is shutting down and takes no more jobs")
+        if self.is_full:
+            raise QueueFullError(f"the queue is full ({self.capacity} jobs wait); try again in a moment")
+
     def submit(self, request: GenerateRequest) -> JobState:
         """Puts a job at the end of the queue.
 
@@ -174,10 +186,7 @@ class JobQueue:
         """
         self._tidy()
         with self._changed:
-            if self._closed:
-                raise QueueFullError("the server is shutting down and takes no more jobs")
-            if self.is_full:
-                raise QueueFullError(f"the queue is full ({self.capacity} jobs wait); try again in a moment")
+            self.check_room()
             name = secrets.token_urlsafe(18)
             job = _Job(name, self._folder / name, request)
             self._jobs[name] = job
@@ -350,6 +359,8 @@ class JobQueue:
         """What to tell the client; paths of this machine are nobody's business."""
         if isinstance(error, MaquetteError):
             return str(error).replace(f"{job.folder}/", "").replace(str(job.folder), "the job") or type(error).__name__
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            return "the server's disk is full; try again when old results were removed"
         _log.error("job %s failed", job.id, exc_info=error)
         return f"the job failed unexpectedly ({type(error).__name__}); the server's log says more"
 

@@ -23,6 +23,7 @@ from maquette.device import choose_device
 from maquette.direct_generation import generate_from_picture
 from maquette.generation import ViewOptions, generate_from
 from maquette.generators import load_generator
+from maquette.io.atomic import atomic_write_text
 from maquette.io.images import decode_image
 from maquette.pipelines import Reconstruct, Result, generate
 from maquette.surface import SurfaceOptions
@@ -77,10 +78,14 @@ class GenerateService:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what matters is in the results
             if request.views is not None:
-                return self._from_views(request, request.views, folder, progress)
-            if request.takes_one_picture:
-                return self._from_one_picture(request, folder, progress)
-            return self._from_picture_or_prompt(request, folder, progress)
+                said = self._from_views(request, request.views, folder, progress)
+            elif request.takes_one_picture:
+                said = self._from_one_picture(request, folder, progress)
+            else:
+                said = self._from_picture_or_prompt(request, folder, progress)
+        for path in folder.glob("*report.json"):  # where the folder is, is nobody's business
+            atomic_write_text(path, path.read_text("utf-8").replace(f"{folder}/", ""))
+        return said
 
     def _from_views(
         self, request: GenerateRequest, views: bytes, folder: Path, progress: StageFractions
