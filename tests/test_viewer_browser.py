@@ -205,6 +205,20 @@ def test_buttons(open_page: Open, tmp_path: Path) -> None:
     assert not page.locator("#panel").is_visible()
 
 
+def test_the_object_is_fitted_again_until_somebody_moves_it(open_page: Open) -> None:
+    page = open_page(cube_mesh(), viewport={"width": 1000, "height": 400})
+    wide = page.evaluate("maquetteViewer.camera.radius")
+    page.set_viewport_size({"width": 300, "height": 600})
+    page.wait_for_timeout(300)
+    narrow = page.evaluate("maquetteViewer.camera.radius")
+    assert narrow > 1.2 * wide
+    page.keyboard.press("+")
+    page.wait_for_timeout(500)
+    page.set_viewport_size({"width": 1000, "height": 400})
+    page.wait_for_timeout(300)
+    assert page.evaluate("maquetteViewer.camera.radius") == pytest.approx(0.9 * narrow)
+
+
 def test_light_of_meshes(open_page: Open) -> None:
     page = open_page(cube_mesh(), viewport={"width": 1100, "height": 500})
     assert page.locator("#count").inner_text() == "12 triangles"
