@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import os
 import re
@@ -49,12 +50,13 @@ def open_page(browser: Any, tmp_path: Path) -> Iterator[Open]:
     """Opens the page of an object from the disk, without a network; at the end nothing may have gone wrong."""
     contexts, complaints, requests = [], [], []
 
-    def show(asset: Gaussians | Mesh, address: str = "", title: str = "object", **settings: Any) -> Any:
+    def show(asset: Gaussians | Mesh, address: str = "", title: str = "object", init: str = "", **settings: Any) -> Any:
         options = settings.pop("options", None)
         context = browser.new_context(**{"viewport": {"width": 480, "height": 360}, **settings})
         contexts.append(context)
         context.set_offline(True)
         page = context.new_page()
+        page.add_init_script(init)
         page.on("request", lambda request: requests.append(request.url))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
@@ -90,6 +92,7 @@ def change(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
 @pytest.mark.parametrize(("count", "scale"), [(20_000, 0.005), (1000, 0.03)])
 def test_gaussians_look_like_the_rasterizers(open_page: Open, count: int, scale: float) -> None:
     gaussians = surface_gaussians(count, scale)
+    gaussians.colors[: count // 10] *= 2  # harmonics can be brighter than white; the sum of all is cut
     page = open_page(gaussians, viewport={"width": 200, "height": 150})
     for azimuth, elevation, radius, fov in (
         (0.0, 0.0, 1.5, 49.1),
@@ -103,6 +106,39 @@ def test_gaussians_look_like_the_rasterizers(open_page: Open, count: int, scale:
         wanted = maquette.render(gaussians, camera)[0].permute(1, 2, 0).numpy()
         assert psnr(shown[..., :3], wanted) > 45
         assert (shown[..., 3] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("init", "least"),
+    [
+        ("window.Worker = class { constructor() { throw new Error('not here'); } };", 45),
+        ("WebGL2RenderingContext.prototype.getExtension = () => null;", 28),
+        ("delete Uint8Array.fromBase64; Object.defineProperty(window, 'devicePixelRatio', { value: 3 });", 45),
+    ],
+    ids=["no worker", "no float pictures", "older browser"],
+)
+def test_browsers_that_offer_less(open_page: Open, init: str, least: float) -> None:
+    gaussians = surface_gaussians(1500, 0.02)
+    page = open_page(gaussians, init=init, viewport={"width": 200, "height": 150})
+    shown = look(page, azimuth=70, elevation=20, radius=1.5, target=[0, 0, 0])
+    wanted = maquette.render(gaussians, Cameras.orbit([70.0], [20.0], height=HEIGHT, width=WIDTH))[0]
+    assert psnr(shown[..., :3], wanted.permute(1, 2, 0).numpy()) > least
+
+
+@pytest.mark.parametrize("factor", [0.001, 1000.0])
+def test_the_unit_of_length_does_not_matter(open_page: Open, factor: float) -> None:
+    gaussians, mesh = smooth_gaussians(500, 0.03), cube_mesh()
+    large = dataclasses.replace(gaussians, means=gaussians.means * factor, scales=gaussians.scales * factor)
+    for usual, other in ((gaussians, large), (mesh, mesh.transformed(factor))):
+        pictures = [look(open_page(asset, viewport={"width": 200, "height": 150})) for asset in (usual, other)]
+        assert psnr(*pictures) > 35
+        assert np.ptp(pictures[0]) > 0.5
+
+
+def test_one_gaussian(open_page: Open) -> None:
+    page = open_page(smooth_gaussians(10, 0.03).select(torch.tensor([3])))
+    assert page.locator("#count").inner_text() == "1 Gaussian"
+    assert np.ptp(look(page)[..., :3]) > 0.3
 
 
 def test_transparent_snapshots_and_splat_size(open_page: Open) -> None:
@@ -284,6 +320,15 @@ def test_address_and_frame(browser: Any, open_page: Open) -> None:
     shown = picture_of_bytes(frame.locator("canvas").screenshot())
     assert (np.ptp(shown[..., :3], axis=(0, 1)) > 0.3).all()
     outer.close()
+
+
+def test_no_webgl_is_said_in_words(browser: Any, tmp_path: Path) -> None:
+    page = browser.new_page()
+    page.add_init_script("HTMLCanvasElement.prototype.getContext = () => null;")
+    page.goto(f"file://{export_html(cube_mesh(), tmp_path / 'page.html')}")
+    page.wait_for_selector("html[data-state=failed]", timeout=READY_MS)
+    assert "no WebGL 2" in page.locator("#message").inner_text()
+    page.close()
 
 
 def test_damaged_pages_say_so(browser: Any, tmp_path: Path) -> None:
