@@ -93,7 +93,7 @@ def change(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
 def test_gaussians_look_like_the_rasterizers(open_page: Open, count: int, scale: float) -> None:
     gaussians = surface_gaussians(count, scale)
     gaussians.colors[: count // 10] *= 2  # harmonics can be brighter than white; the sum of all is cut
-    page = open_page(gaussians, viewport={"width": 200, "height": 150})
+    page = open_page(gaussians, address="#controls=0", viewport={"width": 200, "height": 150})
     for azimuth, elevation, radius, fov in (
         (0.0, 0.0, 1.5, 49.1),
         (130.0, 35.0, 1.2, 60.0),
@@ -106,6 +106,8 @@ def test_gaussians_look_like_the_rasterizers(open_page: Open, count: int, scale:
         wanted = maquette.render(gaussians, camera)[0].permute(1, 2, 0).numpy()
         assert psnr(shown[..., :3], wanted) > 45
         assert (shown[..., 3] == 1).all()
+    wanted = maquette.render(gaussians, camera.resized(150, 200))[0].permute(1, 2, 0).numpy()
+    assert psnr(screen(page)[..., :3], wanted) > 45  # and what is on the screen
 
 
 @pytest.mark.parametrize(
