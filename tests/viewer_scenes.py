@@ -115,7 +115,7 @@ def gaussians_of(page: str) -> Gaussians:
 
 
 def psnr(a: NDArray[Any], b: NDArray[Any]) -> float:
-    return float(-10 * np.log10(np.mean((a.astype(np.float64) - b) ** 2)))
+    return float(-10 * np.log10(np.mean((a.astype(np.float64) - b) ** 2) + 1e-12))
 
 
 def picture_of(url: str) -> NDArray[np.float64]:

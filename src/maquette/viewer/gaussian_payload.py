@@ -157,12 +157,12 @@ def _packed_rotations(quats: Floats) -> NDArray[np.uint32]:
 def _bounds(gaussians: Gaussians) -> tuple[tuple[float, float, float], float]:
     """Middle and radius of what is clearly visible, without the outermost hundredth on each side."""
     seen = gaussians.opacities >= _SEEN_OPACITY
-    points = (gaussians.means[seen] if bool(seen.any()) else gaussians.means).double()
+    kept = gaussians.select(seen) if bool(seen.any()) else gaussians
+    points = kept.means.double()
     margin = len(points) // 100
     ordered = points.sort(dim=0).values
     middle = (ordered[margin] + ordered[len(points) - 1 - margin]) / 2
-    distances = (points - middle).norm(dim=1).sort().values
-    reach = float(distances[len(points) - 1 - margin])
-    radius = max(reach, 2 * float(gaussians.scales.double().median()), 1e-6)
+    reaches = ((points - middle).norm(dim=1) + kept.scales.double().amax(dim=1)).sort().values
+    radius = max(float(reaches[len(points) - 1 - margin]), 1e-6)
     x, y, z = middle.tolist()
     return (x, y, z), radius

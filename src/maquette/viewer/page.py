@@ -98,7 +98,7 @@ def _page(payload: Payload, title: str, options: ViewerOptions) -> str:
 
 
 def _source(name: str) -> str:
-    return resources.files("maquette.viewer").joinpath("page", name).read_text(encoding="utf-8")
+    return resources.files("maquette.viewer").joinpath("web", name).read_text(encoding="utf-8")
 
 
 def _options(options: ViewerOptions) -> dict[str, Any]:

@@ -131,9 +131,11 @@ class Surface {
     const [red, green, blue] = colorOfHex(clear ? "#ffffff" : background);
     document.documentElement.dataset.tone = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5 ? "dark" : "light";
     document.body.style.background = clear ? "#ffffff" : background;
-    for (const swatch of this.parts.backgrounds.querySelectorAll("button")) {
-      swatch.setAttribute("aria-pressed", swatch.dataset.background === background);
-    }
+    const swatches = [...this.parts.backgrounds.querySelectorAll("button")];
+    for (const swatch of swatches) swatch.setAttribute("aria-pressed", swatch.dataset.background === background);
+    const own = swatches.every((swatch) => swatch.dataset.background !== background);
+    this.parts.color.parentElement.classList.toggle("chosen", own);
+    if (own) this.parts.color.value = background;
     this.stage.wake();
   }
 

@@ -34,7 +34,7 @@ void main() {
 class Stage {
   constructor(canvas, gl, facts) {
     Object.assign(this, { canvas, gl, facts, background: facts.options.background, turntable: false, quality: 1 });
-    Object.assign(this, { dirty: true, moving: false, scheduled: false, last: 0 });
+    Object.assign(this, { moving: false, scheduled: false, last: 0, untouched: true });
     Object.assign(this, makeProgram(gl, BACK_VERTEX, BACK_FRAGMENT));
     this.nothing = gl.createVertexArray();
     this.home = { ...facts.options, target: facts.center };
@@ -65,11 +65,13 @@ class Stage {
     const home = this.homeCamera();
     const turns = Math.round((this.camera.azimuth - home.azimuth) / 360);
     this.goal = { ...home, azimuth: home.azimuth + 360 * turns };
+    this.untouched = true;
     this.wake();
   }
 
   // Moves at once and resolves when the picture of this camera is on the screen.
   async jump(change) {
+    if (Object.keys(change).length) this.untouched = false;
     this.camera = this.goal = { ...this.goal, ...change };
     this.render();
     await this.scene.settled();
@@ -77,6 +79,7 @@ class Stage {
   }
 
   move(change) {
+    this.untouched = false;
     this.goal = change(this.goal);
     if (this.still) this.camera = this.goal;
     this.wake();
@@ -88,11 +91,15 @@ class Stage {
     const height = Math.max(1, Math.round(this.canvas.clientHeight * ratio));
     if (width === this.canvas.width && height === this.canvas.height) return;
     Object.assign(this.canvas, { width, height });
-    if (this.camera) this.render();
+    if (!this.camera) return;
+    if (this.untouched) {
+      this.goal = { ...this.goal, radius: this.homeCamera().radius };
+      this.camera = { ...this.camera, radius: this.goal.radius };
+    }
+    this.render();
   }
 
   wake() {
-    this.dirty = true;
     if (this.scheduled || !this.scene) return;
     this.scheduled = true;
     requestAnimationFrame((now) => this.frame(now));
@@ -106,7 +113,6 @@ class Stage {
     this.adapt(passed);
     this.render();
     if (this.moving) this.wake();
-    else this.dirty = false;
   }
 
   follow(seconds) {
