@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from edit_scenes import RADIUS, rough_ball, shell, textured
 
+from edit_scenes import RADIUS, rough_ball, shell, textured
 from maquette.app.jobs import Report
 from maquette.app.page_server import build_site
 from maquette.app.request import GenerateRequest

@@ -25,8 +25,8 @@ from maquette.io.video import read_video_info
 
 pytest.importorskip("gradio", reason="needs maquette[app]")
 
-from app_page_server import BROKEN, REAL_SEED, SLOW  # noqa: E402
-from viewer_scenes import chromium  # noqa: E402
+from app_page_server import BROKEN, REAL_SEED, SLOW
+from viewer_scenes import chromium
 
 ROOT = Path(__file__).parent.parent
 FRONT = ROOT / "examples" / "taxi" / "rgb" / "000.png"
@@ -84,9 +84,7 @@ def open_page(browser: Any, url: str) -> Iterator[Callable[[dict[str, int]], Any
         contexts.append(browser.new_context(viewport=size, accept_downloads=True))
         page = contexts[-1].new_page()
         page.set_default_timeout(WAIT_MS)
-        page.on(
-            "request", lambda r: None if r.url.startswith((url, "data:", "blob:")) else elsewhere.append(r.url)
-        )
+        page.on("request", lambda r: None if r.url.startswith((url, "data:", "blob:")) else elsewhere.append(r.url))
         page.goto(url)
         page.wait_for_selector("#mq-generate")
         return page
@@ -276,16 +274,12 @@ def paint(page: Any) -> None:
 
 
 def message(page: Any, words: str) -> str:
-    page.wait_for_function(
-        "words => document.querySelector('#mq-edit-message').innerText.includes(words)", arg=words
-    )
+    page.wait_for_function("words => document.querySelector('#mq-edit-message').innerText.includes(words)", arg=words)
     text: str = page.inner_text("#mq-edit-message")
     return text
 
 
-def test_edit_smooths_what_is_painted_and_undoes_it(
-    open_page: Callable[[dict[str, int]], Any], tmp_path: Path
-) -> None:
+def test_edit_smooths_what_is_painted_and_undoes_it(open_page: Callable[[dict[str, int]], Any], tmp_path: Path) -> None:
     page = open_page(DESKTOP)
     say(page, "a ball")
     wait_for_result(page)
