@@ -315,9 +315,12 @@ def test_address_and_frame(browser: Any, open_page: Open) -> None:
     assert np.allclose(screen(page)[5, 5, :3] * 255, [0x20, 0x24, 0x2B])
     inner = html.escape(viewer_html(smooth_gaussians(500, 0.03)))
     outer = browser.new_page()
-    outer.set_content(f'<iframe sandbox="allow-scripts" width="400" height="300" srcdoc="{inner}"></iframe>')
+    outer.set_content(
+        f'<iframe sandbox="allow-scripts" style="display: none" width="400" height="300" srcdoc="{inner}"></iframe>'
+    )
     frame = outer.frame_locator("iframe")
     frame.locator("html[data-state=ready]").wait_for(timeout=READY_MS, state="attached")
+    outer.eval_on_selector("iframe", "frame => { frame.style.display = 'block'; }")  # as tabs do
     outer.wait_for_timeout(300)
     shown = picture_of_bytes(frame.locator("canvas").screenshot())
     assert (np.ptp(shown[..., :3], axis=(0, 1)) > 0.3).all()
