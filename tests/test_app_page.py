@@ -343,7 +343,11 @@ def test_phone_sized_window(open_page: Callable[[dict[str, int]], Any]) -> None:
     check_width(page, PHONE["width"])
 
 
-def test_command_serves_this_machine_only_and_loads_models_later(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_command_serves_this_machine_only_and_loads_models_later(
+    stop: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     with server("-m", "maquette", "app", "--port", "0") as (address, process):
         assert address.startswith("http://127.0.0.1:")
         libraries = Path(f"/proc/{process.pid}/maps")
@@ -354,5 +358,7 @@ def test_command_serves_this_machine_only_and_loads_models_later(tmp_path: Path)
             assert seconds < 5  # of processor time: what it takes on a machine that does nothing else
         with urllib.request.urlopen(address + "api/health", timeout=10) as answer:
             assert b'"ok"' in answer.read()
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
+        assert list(tmp_path.glob("maquette-app-*"))
+        process.send_signal(stop)
+        assert process.wait(60) == 0
+    assert not list(tmp_path.glob("maquette-app-*"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -49,6 +50,7 @@ def run(args: Args) -> int:
             import webbrowser
 
             webbrowser.open(url)
+        signal.signal(signal.SIGTERM, _interrupt)  # so that the folder goes then too
         try:
             serve(site, listener)
         except KeyboardInterrupt:  # the way to end it
@@ -56,6 +58,10 @@ def run(args: Args) -> int:
         finally:
             queue.close()
     return 0
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 class _Lazy:
