@@ -208,6 +208,18 @@ def test_sentence_in_and_results_of_the_session(open_page: Callable[[dict[str, i
     page.wait_for_function(f"document.querySelector('#mq-downloads a').getAttribute('href') == {first!r}")
 
 
+def test_examples_fill_the_inputs(open_page: Callable[[dict[str, int]], Any]) -> None:
+    page = open_page(DESKTOP)
+    page.locator("button.gallery-item").first.click()
+    page.wait_for_function("document.querySelector('#mq-picture img')?.naturalWidth == 256")
+    page.get_by_role("tab", name="Four views", exact=True).click()
+    page.get_by_role("button", name="taxi.zip").click()
+    page.wait_for_function("document.querySelector('#mq-views').innerText.includes('taxi')")
+    page.get_by_role("tab", name="Sentence", exact=True).click()
+    page.get_by_role("button", name="a pine tree").click()
+    page.wait_for_function("document.querySelector('#mq-sentence textarea').value == 'a pine tree'")
+
+
 def test_cancel(open_page: Callable[[dict[str, int]], Any]) -> None:
     page = open_page(DESKTOP)
     say(page, SLOW)

@@ -85,14 +85,6 @@ def models_with_weights() -> list[str]:
     return [name for name in MODELS if find_weights(name) is not None]
 
 
-def generators_with_weights() -> list[str]:
-    """Names of the generators of views whose weights are on this machine."""
-    from maquette.generators import GENERATORS
-    from maquette.weights import find_weights
-
-    return [name for name in GENERATORS if find_weights(name) is not None]
-
-
 def request_of(fields: Fields, limits: Limits) -> GenerateRequest:
     """The job that the fields ask for.
 

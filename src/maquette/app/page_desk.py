@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from maquette.app.page_create import generators_with_weights, models_with_weights
+from maquette.app.page_create import models_with_weights
 from maquette.app.page_examples import Examples
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ class Desk:
         busy: held by whoever computes, so that edits and jobs do not run at once.
         examples: to start from.
         models: names to choose from.
-        has_generator: whether sentences and single pictures can become views.
     """
 
     queue: JobQueue
@@ -35,4 +34,3 @@ class Desk:
     busy: threading.Lock = field(default_factory=threading.Lock)
     examples: Examples = field(default_factory=Examples)
     models: tuple[str, ...] = field(default_factory=lambda: tuple(models_with_weights()))
-    has_generator: bool = field(default_factory=lambda: bool(generators_with_weights()))
