@@ -12,7 +12,6 @@ LOCAL_HOST = "127.0.0.1"
 MAX_CONNECTIONS = 256
 """More connections at once get a 503 before anything is read from them."""
 
-
 _KEEP_ALIVE_S = 60
 """Idle connections are closed then; much sooner, a busy machine would cut off requests that have just arrived."""
 
