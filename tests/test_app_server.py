@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
@@ -111,6 +112,25 @@ def test_200_megabytes_are_not_read(server: tuple[int, int]) -> None:
     assert json.load(connection.getresponse())["waiting"] == 0
 
 
+def test_clients_may_go_away(server: tuple[int, int]) -> None:
+    port, _ = server
+    form, kind = b"prompt=a+blue+cup&formats=ply", {"Content-Type": "application/x-www-form-urlencoded"}
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:  # in the middle of an upload
+        connection.sendall(head(port, f"Content-Length: {MEGABYTE}") + b"\0" * 1000)
+    first = HTTPConnection("127.0.0.1", port, timeout=30)
+    first.request("POST", "/api/jobs", form, kind)
+    job = json.load(first.getresponse())["id"]
+    first.close()
+    later = HTTPConnection("127.0.0.1", port, timeout=30)
+    state = {"finished": None}
+    while state["finished"] is None:
+        time.sleep(0.1)
+        later.request("GET", f"/api/jobs/{job}")
+        state = json.load(later.getresponse())
+    later.request("GET", f"/api/jobs/{job}/files/asset.ply")
+    assert color_in_ply(later.getresponse().read()) == color_of("a blue cup", 0)
+
+
 def test_413_arrives_before_the_body_is_sent(server: tuple[int, int]) -> None:
     connection = HTTPConnection("127.0.0.1", server[0], timeout=10)
     connection.putrequest("POST", "/api/jobs")
@@ -130,7 +150,7 @@ def test_load_for_some_seconds(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "api_load.json").read_text())
-    assert report["jobs"]["done"] >= 8 and report["jobs"]["refused_503"] > 0 and report["jobs"]["abandoned"] > 0
+    assert report["jobs"]["done"] >= 4 and report["jobs"]["refused_503"] > 0
     assert report["jobs"]["lost"] == report["jobs"]["wrong"] == report["jobs"]["unexpected"] == 0
     assert report["queue"]["most_waiting"] <= 4
 

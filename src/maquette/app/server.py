@@ -12,6 +12,9 @@ LOCAL_HOST = "127.0.0.1"
 MAX_CONNECTIONS = 256
 """More connections at once get a 503 before anything is read from them."""
 
+_KEEP_ALIVE_S = 60
+"""Idle connections are closed then; much sooner, a busy machine would cut off requests that have just arrived."""
+
 
 def bound_socket(host: str = LOCAL_HOST, port: int = 0) -> socket.socket:
     """A listening address.
@@ -58,6 +61,11 @@ def serve(app: Any, listener: socket.socket) -> None:
     except ImportError as error:
         raise MissingDependencyError("the app needs uvicorn: pip install 'maquette[app]'") from error
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, limit_concurrency=MAX_CONNECTIONS, timeout_graceful_shutdown=5
+        app,
+        log_level="warning",
+        access_log=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=5,
     )
     uvicorn.Server(config).run(sockets=[listener])
