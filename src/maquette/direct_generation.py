@@ -11,7 +11,7 @@ from maquette.cameras import Cameras
 from maquette.errors import InvalidInputError
 from maquette.io import read_image
 from maquette.picture.prepare import CutOutBy, prepare_picture
-from maquette.pipelines import FORMATS, Result, generate
+from maquette.pipelines import FORMATS, Reconstruct, Result, generate
 from maquette.preparation import PreparedViews
 from maquette.registry import MODELS
 from maquette.rendering import Turntable
@@ -34,6 +34,7 @@ def generate_from_picture(
     output: str | Path,
     *,
     model: str | Path = "gamba-mini",
+    reconstruct: Reconstruct | None = None,
     elevation_deg: float = 0.0,
     cut_out_by: CutOutBy | None = None,
     formats: str | tuple[str, ...] = FORMATS,
@@ -49,6 +50,7 @@ def generate_from_picture(
         picture: a file, or `[3|4, H, W]` in 0..1.
         output: folder for `<name>.<format>` and `report.json`, see `maquette.generate`.
         model: name of a model that takes one picture, or a file of its weights.
+        reconstruct: that model, when it is loaded already.
         elevation_deg: of the camera that took the picture, -30..60; the object stands upright whatever it is.
         cut_out_by: how to find the object in the picture, see `maquette.picture.prepare`.
         formats, device, turntable, surface, progress: see `maquette.generate`.
@@ -83,7 +85,7 @@ def generate_from_picture(
     return generate(
         views,
         output,
-        model=model,
+        model=model if reconstruct is None else reconstruct,
         formats=formats,
         name=name,
         device=device,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import maquette
 from maquette.cameras import Cameras
+from maquette.choices import FORMATS as FORMATS
 from maquette.contact_sheet import SheetRow, contact_sheet
 from maquette.conversion import write_surface
 from maquette.device import choose_device
@@ -33,9 +34,6 @@ from maquette.rendering import Asset, Lighting, Turntable, fitted, read_asset, r
 from maquette.surface import SurfaceOptions, SurfaceReport
 from maquette.surface.stages import Progress, Stages
 from maquette.views import Views
-
-FORMATS = ("ply", "splat", "glb", "mp4", "png")
-"""What `generate` can write: Gaussians twice, a mesh, a turntable video and a contact sheet."""
 
 MIN_OPACITY = 0.005
 """Gaussians below this are invisible and left out of the files, as in LGM's own exporter."""
@@ -263,7 +261,7 @@ def _report(
         "maquette": maquette.__version__,
         "torch": torch.__version__,
         "device": str(result.gaussians.device),
-        "model": str(model) if isinstance(model, (str, Path)) else type(model).__name__,
+        "model": str(model) if isinstance(model, (str, Path)) else getattr(model, "name", type(model).__name__),
         "input": None if isinstance(views, (Views, PreparedViews)) else str(views),
         "views": {
             "order": list(prepared.order),

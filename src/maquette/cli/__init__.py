@@ -30,7 +30,9 @@ from maquette.errors import MaquetteError
 VERBS: dict[str, str] = {
     "generate": "Pictures of an object, or a sentence, to Gaussians, mesh, turntable and contact sheet.",
     "render": "A .ply, .splat or .glb file to a picture, a contact sheet or a turntable video.",
+    "view": "A 3D file in the browser, or as one HTML page that works offline.",
     "convert": "One 3D file format to another.",
+    "app": "A web page and an HTTP API that make, show and edit 3D objects.",
     "refine": "A mesh moved until its normals match given normal maps.",
     "models": "List, describe, download and import models.",
     "data": "Render 3D assets to posed pictures for training and evaluation.",

@@ -53,15 +53,24 @@ def decode_image(data: bytes, name: str, *, max_pixels: int = DEFAULT_MAX_PIXELS
 def read_image_info(path: str | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageInfo:
     """Size and kind from the header alone; the same errors as `read_image` apart from truncated pixels."""
     with _open_stream(path) as stream:
-        image = _open_checked(stream, str(path), max_pixels)
-        try:
-            # Of a PNG, getexif() would decode all pixels when there is no EXIF in front of them.
-            known = image.format != "PNG" or "exif" in image.info
-            turned = known and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-        except Exception as error:
-            raise FileFormatError(f"{path}: malformed metadata: {error}") from error
-        width, height = image.size[::-1] if turned else image.size
-        return ImageInfo(width, height, _has_alpha(image))
+        return _read_info(stream, str(path), max_pixels)
+
+
+def decode_image_info(data: bytes, name: str, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageInfo:
+    """`read_image_info` for bytes; `name` stands in error messages."""
+    return _read_info(io.BytesIO(data), name, max_pixels)
+
+
+def _read_info(stream: BinaryIO, name: str, max_pixels: int) -> ImageInfo:
+    image = _open_checked(stream, name, max_pixels)
+    try:
+        # Of a PNG, getexif() would decode all pixels when there is no EXIF in front of them.
+        known = image.format != "PNG" or "exif" in image.info
+        turned = known and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    except Exception as error:
+        raise FileFormatError(f"{name}: malformed metadata: {error}") from error
+    width, height = image.size[::-1] if turned else image.size
+    return ImageInfo(width, height, _has_alpha(image))
 
 
 def _open_stream(path: str | Path) -> BinaryIO:

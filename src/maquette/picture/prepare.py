@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from maquette.choices import CUT_OUTS as CUT_OUTS
+from maquette.choices import CutOutBy as CutOutBy
 from maquette.errors import InvalidInputError
 from maquette.models.lgm.recenter import recenter, resize_area
 from maquette.picture.edges import decontaminate
 from maquette.picture.plain_background import ADVICE, CutOut, remove_plain_background
 from maquette.picture.rembg_models import find_rembg_model, remove_background
-
-CutOutBy = Literal["alpha", "rembg", "plain"]
-CUT_OUTS: tuple[CutOutBy, ...] = ("alpha", "rembg", "plain")
 
 MAX_SIDE = 1024
 """Larger pictures are made smaller first."""

@@ -161,32 +161,46 @@ def _start(mesh: Mesh, options: RefineOptions) -> tuple[Patch, float]:
 
 def _restricted(patch: Patch, cameras: Cameras, region: Tensor, view: int) -> Patch:
     """Freezes all that the camera does not see in the region; freedom grows over a few pixels from its border."""
-    from scipy import ndimage
-
     count = cameras.batch_shape[0]
     if not 0 <= view < count:
         raise InvalidInputError(f"the view of the region must lie in 0..{count - 1}, got {view}")
-    if tuple(region.shape) != (cameras.height, cameras.width):
+    freedom = region_freedom(patch.state[:, _POSITION], patch.faces, cameras[view : view + 1], region)
+    state = patch.state.copy()
+    state[:, _FREEDOM] = freedom
+    return Patch(state, patch.faces, freedom <= 0)
+
+
+def region_freedom(points: Doubles, faces: Faces, camera: Cameras, region: Tensor) -> Doubles:
+    """How freely every vertex may move, `[N]`: 1 inside a painted region, falling to 0 over six pixels to its border.
+
+    Args:
+        points: vertices `[N, 3]`; what belongs to one position must be one vertex.
+        faces: `[M, 3]`.
+        camera: `[1]`, on the CPU; vertices that it does not see get 0.
+        region: `[H, W]`, 0..1, at the camera's size; painted above 0.5.
+
+    Raises:
+        InvalidInputError: the region has another size, or shows nothing of the mesh.
+    """
+    from scipy import ndimage
+
+    if tuple(region.shape) != (camera.height, camera.width):
         raise InvalidInputError(
-            f"the region must have the size of the normal maps, {cameras.width} x {cameras.height} pixels, got "
+            f"the region must have the size of the view it is painted on, {camera.width} x {camera.height} pixels, got "
             f"{region.shape[-1]} x {region.shape[0]}"
         )
     inside = region.cpu().numpy() > 0.5
-    fragments = rasterize_mesh(
-        torch.from_numpy(patch.state[:, _POSITION]), torch.from_numpy(patch.faces), cameras[view : view + 1]
-    )
+    fragments = rasterize_mesh(torch.from_numpy(points), torch.from_numpy(faces), camera)
     ids = fragments.triangle_id[0].numpy()
     if not (inside & (ids >= 0)).any():
         raise InvalidInputError("the region is empty, or the mesh is not seen in it")
     ramp = np.clip(ndimage.distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1] / _BORDER_PX, 0, 1)
-    freedom = np.full(len(patch.state), np.inf)
+    freedom = np.full(len(points), np.inf)
     seen = ids >= 0
     # A vertex is as free as the least free pixel that shows one of its triangles.
-    np.minimum.at(freedom, patch.faces[ids[seen]].reshape(-1), np.repeat(ramp[seen], 3))
+    np.minimum.at(freedom, faces[ids[seen]].reshape(-1), np.repeat(ramp[seen], 3))
     freedom[~np.isfinite(freedom)] = 0
-    state = patch.state.copy()
-    state[:, _FREEDOM] = freedom
-    return Patch(state, patch.faces, freedom <= 0)
+    return freedom
 
 
 def _gradient(patch: Patch, maps: NormalMaps, views: Tensor, *, flat: bool) -> Doubles:
@@ -249,7 +263,7 @@ def _moved(
     normals = smooth_normals(points, patch.faces).astype(np.float64)
     across = middle - points
     shift += _SMOOTHING * (across - (across * normals).sum(axis=1, keepdims=True) * normals)
-    state[:, _POSITION] = _without_turning(points, freedom[:, None] * shift, patch.faces)
+    state[:, _POSITION] = without_turning(points, freedom[:, None] * shift, patch.faces)
     growth = 1 + _GAIN * (state[:, _SPEED] - _WANTED_SPEED)
     state[:, _LENGTH] = (length * growth).clip(*limits)
     return Patch(state, patch.faces, patch.frozen)
@@ -298,8 +312,9 @@ def _neighbor_means(points: Doubles, edges: Faces) -> Doubles:
     return np.stack(sums, axis=1) / np.maximum(count, 1)[:, None]
 
 
-def _without_turning(points: Doubles, shift: Doubles, faces: Faces) -> Doubles:
-    """Shifted points; corners of triangles that would turn by more than about 60 degrees or collapse stay behind."""
+def without_turning(points: Doubles, shift: Doubles, faces: Faces) -> Doubles:
+    """Points `[N, 3]` shifted by `[N, 3]`; corners of triangles that would turn by more than about 60 degrees, or
+    collapse, stay behind."""
     old = _cross(points, faces)
     old_length = np.linalg.norm(old, axis=1)
     moving = np.ones(len(points))

@@ -25,6 +25,11 @@ class GambaReconstructor:
         self.network = network.eval()
 
     @property
+    def name(self) -> str:
+        """Of its parameters, which is the registry's name."""
+        return self.network.params.name
+
+    @property
     def device(self) -> torch.device:
         """Where the network runs."""
         return self.network.stem_layer.weight.device

@@ -24,6 +24,11 @@ class LGMReconstructor:
         self.network = network.eval()
 
     @property
+    def name(self) -> str:
+        """Of its parameters, which is the registry's name."""
+        return self.network.params.name
+
+    @property
     def device(self) -> torch.device:
         """Where the network runs."""
         return self.network.conv.weight.device

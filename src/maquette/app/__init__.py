@@ -1,0 +1,1 @@
+"""Jobs, the HTTP API and the page of `maquette app`."""
