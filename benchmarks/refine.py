@@ -28,7 +28,8 @@ from maquette.surface.bench import compare_surfaces, normal_consistency, normali
 from maquette.surface.fields import field_mesh
 from maquette.surface.manifold import topology
 from maquette.surface.normal_maps import NormalMaps
-from maquette.surface.refine import RefineOptions, folded, refine
+from maquette.surface.folds import folded
+from maquette.surface.refine import RefineOptions, refine
 
 IDS = (
     "aws-house-shoerack_01",
