@@ -20,9 +20,9 @@ from maquette.errors import FileFormatError, InvalidInputError
 from maquette.mesh import Mesh
 from maquette.raster.mesh import rasterize_mesh
 from maquette.raster.shading import interpolate
+from maquette.surface.folds import folded
 from maquette.surface.manifold import topology
 from maquette.surface.normal_maps import NormalMaps, read_normal_maps
-from maquette.surface.folds import folded
 from maquette.surface.refine import RefineOptions, refine
 from maquette.surface.remesh import Patch, remeshed, unique_edges
 from maquette.views import Views

@@ -133,16 +133,14 @@ def cut_folds(patch: Patch, rings: int) -> Patch:
         rings: of triangles around every folded one that go too, >= 0.
     """
     points = patch.state[:, :3]
-    gone = folded(points, patch.faces) | _at_shared_places(points, patch.faces)
+    gone: NDArray[np.bool_] = folded(points, patch.faces) | _at_shared_places(points, patch.faces)
     for _ in range(rings):
         touched = np.zeros(len(points), bool)
         touched[patch.faces[gone].reshape(-1)] = True
-        gone |= touched[patch.faces].any(axis=1)
+        gone = gone | touched[patch.faces].any(axis=1)
     locked = patch.frozen[patch.faces].any(axis=1)
     gone = (gone | _specks(points, patch.faces)) & ~locked
-    if not gone.any():
-        return patch
-    if gone.all():
+    if not gone.any() or gone.all():
         return patch
     return _closed(_without_small_parts(Patch(patch.state, patch.faces[~gone], patch.frozen)))
 
@@ -213,9 +211,10 @@ def _closed(patch: Patch) -> Patch:
     hole = csgraph.connected_components(graph, directed=False)[1][border[:, 0]]
     holes, hole = np.unique(hole, return_inverse=True)
     size = np.bincount(hole, minlength=len(holes))
-    middles = np.stack(
-        [np.bincount(hole, state[border[:, 0], k], len(holes)) for k in range(state.shape[1])], axis=1
-    ) / np.maximum(size, 1)[:, None]
+    middles = (
+        np.stack([np.bincount(hole, state[border[:, 0], k], len(holes)) for k in range(state.shape[1])], axis=1)
+        / np.maximum(size, 1)[:, None]
+    )
     fans = np.stack([border[:, 1], border[:, 0], number + hole], axis=1)
     return Patch(
         np.concatenate([state, middles]),

@@ -39,11 +39,13 @@ _LAST_RATE = 0.15
 _FINE, _FINE_FROM = 2.0, 0.7
 """From this share of the steps on, no edge is wanted longer than so many times the smallest one."""
 _POSITION, _SQUARES, _SPEED, _MEAN, _FREEDOM, _LENGTH = slice(0, 3), 3, 4, slice(5, 8), 8, 9
-_SMALL_UNTIL, _SMALL_PX = 0.6, 512
-"""Up to this share of the steps, maps of at least so many pixels are halved."""
+_SMALL_PX = 512
+"""Maps of at least so many pixels are halved for the steps; the last stage takes them whole."""
 _FLAT_FROM = 0.6
 """From this share of the steps on, triangles are shaded by their own normals: corner normals hide what is jagged."""
 _BORDER_PX = 6.0
+_CREASES = 0.5
+"""Smallest edge at creases in the last stage, relative to the smallest one elsewhere."""
 _MEND_FROM, _MEND_EVERY = 0.3, 25
 """From this share of the steps on, every so many of them, pieces that have shrunk to nothing are cut out."""
 
@@ -71,7 +73,7 @@ class RefineOptions:
     laplacian: float = 0.02
     views_per_step: int = 8
     seed: int = 0
-    flatten: int = 4
+    flatten: int = 6
 
     def __post_init__(self) -> None:
         low, high = self.edge_lengths
@@ -123,7 +125,7 @@ def refine(
         share = step / max(options.steps - 1, 1)
         rate = options.rate * _LAST_RATE**share
         views = torch.randperm(maps.cameras.batch_shape[0], generator=generator)[: options.views_per_step]
-        gradient = _gradient(patch, small if share < _SMALL_UNTIL else maps, views, flat=share >= _FLAT_FROM)
+        gradient = _gradient(patch, small, views, flat=share >= _FLAT_FROM)
         patch = _moved(patch, gradient, step + 1, rate, options, _edge_limits(options, share, scale))
         patch = unfolded(remeshed(patch), 1)
         if share >= _MEND_FROM and step % _MEND_EVERY == 0:
@@ -131,7 +133,8 @@ def refine(
         if progress is not None:
             progress(step + 1, options.steps)
     patch = mended(patch)
-    patch = flattened(patch, maps, patch.state[:, _FREEDOM], options.flatten)
+    patch = flattened(patch, maps, _FREEDOM, options.flatten, _CREASES * options.edge_lengths[0] * scale)
+    patch = mended(patch)
     points, faces = patch.state[:, _POSITION], patch.faces
     return Mesh(
         torch.from_numpy(points).float(), torch.from_numpy(faces), torch.from_numpy(smooth_normals(points, faces))
