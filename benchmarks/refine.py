@@ -1,8 +1,8 @@
-"""Measures refinement by normals: python benchmarks/refine.py --assets DIR [-o DIR] [--ids ...] [--steps N] [--start S].
+"""Measures refinement by normals: python benchmarks/refine.py --assets DIR [-o DIR] [--ids ...] [--start hull|ball].
 
 Starts from a ball, or from marching cubes of the visual hull of the 8 masks, and takes the true normals of 8 views
-around every object, turn by turn 45 degrees from above and 30 from below. --collect DIR... makes one table of the results
-of several runs (one object each, say), without measuring.
+around every object, turn by turn 45 degrees from above and 30 from below. --collect DIR... makes one table of the
+results of several runs (one object each, say), without measuring.
 """
 
 from __future__ import annotations
@@ -165,8 +165,8 @@ def table(document: dict[str, Any]) -> str:
         "",
         "Normals: normal consistency. All: the whole surface of the true asset, insides too (the figure of the bar). "
         "Outside: without points of the true surface that none of 64 views from outside sees. Shown: only points of "
-        "the true surface that at least one of the 8 given views sees (their share beside it); the points of the result "
-        "are always all. Floor: Chamfer distance of two samplings of the true surface.",
+        "the true surface that at least one of the 8 given views sees (their share beside it); the points of the "
+        "result are always all. Floor: Chamfer distance of two samplings of the true surface.",
         "",
         "| object | Chamfer ball | start | after | floor | normals start | after, all | outside | shown | share shown "
         "| watertight | folded | seconds | CPU seconds | triangles |",
@@ -187,7 +187,8 @@ def table(document: dict[str, Any]) -> str:
         "",
         f"Chamfer distance is {from_ball.mean():.1f} times (least {from_ball.min():.1f}) under that of the ball and "
         f"{from_start.mean():.1f} times (least {from_start.min():.1f}) under that of the start. Mean normal "
-        f"consistency: {mean['normals']:.3f} all, {mean['visible_normals']:.3f} outside, {mean['shown_normals']:.3f} shown; "
+        f"consistency: {mean['normals']:.3f} all, {mean['visible_normals']:.3f} outside, {mean['shown_normals']:.3f} "
+        "shown; "
         f"0.95 is reached by {sum(r['normals'] >= 0.95 for r in rows)} of {len(rows)} objects (all), "
         f"{sum(r['shown_normals'] >= 0.95 for r in rows)} (shown).",
     ]

@@ -10,7 +10,7 @@ from torch.nn import functional
 from maquette.errors import InvalidInputError
 from maquette.mesh import Mesh
 from maquette.raster.shading import screen_points
-from maquette.surface.fields import field_mesh
+from maquette.surface.fields import Field, field_mesh
 from maquette.surface.normal_maps import NormalMaps
 
 _BOX_POINTS = 48
@@ -68,11 +68,11 @@ def _signed_distance(alpha: Tensor) -> Tensor:
     return torch.from_numpy(np.where(np.abs(rough) < 1, alpha.numpy() - 0.5, rough).astype(np.float32))
 
 
-def _box(inside: object) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def _box(inside: Field) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     axis = torch.linspace(-_LIMIT, _LIMIT, _BOX_POINTS)
     points = torch.cartesian_prod(axis, axis, axis)
     spacing = 2 * _LIMIT / (_BOX_POINTS - 1)
-    near = points[inside(points) > -spacing]  # type: ignore[operator]
+    near = points[inside(points) > -spacing]
     if not len(near):
         raise InvalidInputError("the maps have no visual hull: no point is covered in all of them; check the cameras")
     low, high = (near.amin(dim=0) - spacing).tolist(), (near.amax(dim=0) + spacing).tolist()
