@@ -133,13 +133,14 @@ def cut_folds(patch: Patch, rings: int) -> Patch:
         rings: of triangles around every folded one that go too, >= 0.
     """
     points = patch.state[:, :3]
-    gone: NDArray[np.bool_] = folded(points, patch.faces) | _at_shared_places(points, patch.faces)
+    gone = np.logical_or(folded(points, patch.faces), _at_shared_places(points, patch.faces))
     for _ in range(rings):
         touched = np.zeros(len(points), bool)
         touched[patch.faces[gone].reshape(-1)] = True
-        gone = gone | touched[patch.faces].any(axis=1)
-    locked = patch.frozen[patch.faces].any(axis=1)
-    gone = (gone | _specks(points, patch.faces)) & ~locked
+        gone = np.logical_or(gone, touched[patch.faces].any(axis=1))
+    locked: NDArray[np.bool_] = patch.frozen[patch.faces].any(axis=1)
+    specks = _specks(points, patch.faces, locked)
+    gone = (gone | specks) & ~locked
     if not gone.any() or gone.all():
         return patch
     return _closed(_without_small_parts(Patch(patch.state, patch.faces[~gone], patch.frozen)))
@@ -148,7 +149,8 @@ def cut_folds(patch: Patch, rings: int) -> Patch:
 def _at_shared_places(points: Doubles, faces: Faces) -> NDArray[np.bool_]:
     """Triangles with a corner where, in float32, another vertex lies too."""
     _, index, count = np.unique(points.astype(np.float32), axis=0, return_inverse=True, return_counts=True)
-    shared: NDArray[np.bool_] = (count[index.reshape(-1)] > 1)[faces].any(axis=1)
+    several: NDArray[np.int64] = count[index.reshape(-1)]
+    shared: NDArray[np.bool_] = several[faces].max(axis=1) > 1
     return shared
 
 
@@ -163,12 +165,13 @@ def _parts(faces: Faces, count: int) -> tuple[int, NDArray[np.int64]]:
     return int(number), labels[faces[:, 0]].astype(np.int64)
 
 
-def _specks(points: Doubles, faces: Faces) -> NDArray[np.bool_]:
-    """Triangles of parts without volume to speak of."""
+def _specks(points: Doubles, faces: Faces, locked: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Triangles of parts without volume to speak of, none of whose triangles is locked."""
     number, part = _parts(faces, len(points))
     sixfold = (points[faces[:, 0]] * np.cross(points[faces[:, 1]], points[faces[:, 2]])).sum(axis=1)
     volume = np.bincount(part, sixfold, number)
-    small: NDArray[np.bool_] = (volume < _LEAST_VOLUME * volume.clip(min=0).sum())[part]
+    volume[part[locked]] = np.inf
+    small: NDArray[np.bool_] = volume[part] < _LEAST_VOLUME * volume[np.isfinite(volume)].clip(min=0).sum()
     return small
 
 
