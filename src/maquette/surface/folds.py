@@ -138,7 +138,7 @@ def cut_folds(patch: Patch, rings: int) -> Patch:
         touched = np.zeros(len(points), bool)
         touched[patch.faces[gone].reshape(-1)] = True
         gone = np.logical_or(gone, touched[patch.faces].any(axis=1))
-    locked: NDArray[np.bool_] = patch.frozen[patch.faces].any(axis=1)
+    locked: NDArray[np.bool_] = patch.frozen[patch.faces].sum(axis=1) > 0
     specks = _specks(points, patch.faces, locked)
     gone = (gone | specks) & ~locked
     if not gone.any() or gone.all():
