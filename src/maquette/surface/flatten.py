@@ -1,7 +1,7 @@
 """The last stage of refinement: every triangle that the maps see takes the normal that they show there.
 
-The gradient of a picture blurs over an edge's length; here each triangle gets one wanted normal, the mean of the maps
-over the pixels that show it, and vertices move until the triangles have them: the vertex update of Sun et al., "Fast
+The gradient of a picture blurs over an edge's length; here each triangle gets one wanted normal, the one that the maps
+show in its middle, and vertices move until the triangles have them: the vertex update of Sun et al., "Fast
 and effective feature-preserving mesh denoising" (2007). Flat places become flat and creases sharp, in linear time.
 """
 
