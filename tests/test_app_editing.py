@@ -16,9 +16,9 @@ from maquette.app.page_edit import painted_region
 from maquette.errors import InvalidInputError
 from maquette.mesh import Mesh
 from maquette.rendering import render
+from maquette.surface.folds import folded
 from maquette.surface.manifold import topology
 from maquette.surface.recolor import recolored
-from maquette.surface.refine import folded
 
 SIZE = 128
 FRONT = EditView(image_size=SIZE)

@@ -20,9 +20,10 @@ from maquette.errors import FileFormatError, InvalidInputError
 from maquette.mesh import Mesh
 from maquette.raster.mesh import rasterize_mesh
 from maquette.raster.shading import interpolate
+from maquette.surface.folds import folded
 from maquette.surface.manifold import topology
 from maquette.surface.normal_maps import NormalMaps, read_normal_maps
-from maquette.surface.refine import RefineOptions, folded, refine
+from maquette.surface.refine import RefineOptions, refine
 from maquette.surface.remesh import Patch, remeshed, unique_edges
 from maquette.views import Views
 
@@ -217,5 +218,8 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert cli.main([*words, "--steps", "3", "--finest", "0.1"]) == 0
     assert "triangles" in capsys.readouterr().out
     checked(maquette.read_mesh(target))
+    from_hull = ["refine", "--normals", str(tmp_path / "maps"), "-o", str(tmp_path / "hull.stl"), "--finest", "0.1"]
+    assert cli.main([*from_hull, "--steps", "2"]) == 0
+    assert checked(maquette.read_mesh(tmp_path / "hull.stl")).volume == pytest.approx(ellipsoid().volume, rel=0.3)
     assert cli.main([*words, "--frames", "x"]) == 1
     assert "--frames" in capsys.readouterr().err

@@ -21,11 +21,12 @@ from maquette.raster.api import render_gaussians
 from maquette.raster.mesh import rasterize_mesh
 from maquette.raster.shading import interpolate, surface_weights
 from maquette.rendering import render
+from maquette.surface.folds import unfolded, without_turning
 from maquette.surface.fusion import smooth_normals
 from maquette.surface.manifold import Doubles, Faces
 from maquette.surface.normal_maps import NormalMaps
 from maquette.surface.recolor import recolored
-from maquette.surface.refine import RefineOptions, refine, region_freedom, unfolded, without_turning
+from maquette.surface.refine import RefineOptions, refine, region_freedom
 from maquette.surface.remesh import Patch, unique_edges
 
 Shows = Literal["color", "normals"]

@@ -15,12 +15,13 @@ from maquette.cli.console import StageLines, size_text
 class Args:
     """Moves the vertices of a closed mesh so that its rendered normals match normal maps from known cameras."""
 
-    mesh: Annotated[Positional[Path], arg(metavar="MESH")]
-    """Closed mesh (.glb, .obj, .stl, .ply), in the world of the cameras. Its colours are not kept."""
     normals: Annotated[Path, arg(metavar="DIR")]
     """Folder with transforms.json whose frames have normal_file_path, as maquette data render writes it."""
     output: Annotated[Path, arg(aliases=["-o"], metavar="FILE")]
     """Mesh to write; its suffix decides the format. A file of that name is replaced."""
+    mesh: Annotated[Positional[Path | None], arg(metavar="MESH")] = None
+    """Closed mesh (.glb, .obj, .stl, .ply), in the world of the cameras. Its colours are not kept. Left out, it
+    starts from the visual hull of the maps' coverage."""
     frames: Annotated[str | None, arg(metavar="LIST")] = None
     """Positions in transforms.json of the frames to use, such as 0,1,2,3; by default all."""
     region: Annotated[Path | None, arg(metavar="PNG")] = None
@@ -40,6 +41,7 @@ def run(args: Args) -> int:
     from maquette.device import choose_device
     from maquette.errors import InvalidInputError
     from maquette.io import read_image, read_mesh, write_mesh
+    from maquette.surface.hull import hull_mesh
     from maquette.surface.normal_maps import read_normal_maps
     from maquette.surface.refine import RefineOptions, refine
     from maquette.surface.stages import Stages
@@ -51,7 +53,8 @@ def run(args: Args) -> int:
     options = RefineOptions(steps=args.steps, edge_lengths=(args.finest, max(0.15, args.finest)))
     stages = Stages(StageLines())
     with stages.run("read"):
-        mesh, maps = read_mesh(args.mesh), read_normal_maps(args.normals, frames=frames)
+        maps = read_normal_maps(args.normals, frames=frames)
+        mesh = hull_mesh(maps) if args.mesh is None else read_mesh(args.mesh)
         maps = maps.to(choose_device(args.device))
         region = None
         if args.region is not None:

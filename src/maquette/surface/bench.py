@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from maquette.cameras import Cameras
 from maquette.data.assets import open_assets
 from maquette.data.dataset import INPUT, RenderedDataset
 from maquette.data.render import bounding_sphere
@@ -157,29 +158,52 @@ def normal_consistency(mesh: Mesh, truth: Mesh, *, samples: int = _SAMPLES, visi
     Points are sampled evenly; the nearest one is looked for among 20 times as many, so that a surface reaches 0.99
     against itself (among as many, low-polygon assets reach 0.92 to 0.99). Arguments as for `compare_surfaces`.
     """
+    _, made = normal_agreement(mesh, truth, samples=samples)
+    points, true = normal_agreement(truth, mesh, samples=samples)
+    if visible:
+        true = true[seen_from_outside(truth, points)]
+    return float(made.mean() + true.mean()) / 2
+
+
+def normal_agreement(
+    mesh: Mesh, other: Mesh, *, samples: int = _SAMPLES
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Points spread evenly over a mesh `[N, 3]`, and how far normals agree there with the nearest point of the other.
+
+    That is the absolute cosine, `[N]`; see `normal_consistency`.
+    """
     from scipy import spatial
 
-    means = []
-    for first, second in ((mesh, truth), (truth, mesh)):
-        points, normals = _samples(first, samples, 0)
-        if visible and first is truth:
-            seen = seen_from_outside(truth, points)
-            points, normals = points[seen], normals[seen]
-        others, other_normals = _samples(second, _DENSER * samples, 1)
-        nearest = spatial.cKDTree(others).query(points)[1]
-        means.append(np.abs((normals * other_normals[nearest]).sum(axis=1)).mean())
-    return float(np.mean(means))
+    points, normals = _samples(mesh, samples, 0)
+    others, other_normals = _samples(other, _DENSER * samples, 1)
+    nearest = spatial.cKDTree(others).query(points)[1]
+    return points, np.abs((normals * other_normals[nearest]).sum(axis=1))
 
 
 def seen_from_outside(mesh: Mesh, points: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Which points `[N, 3]` of the surface of a mesh in the sphere of radius `RADIUS` any of 64 views sees, `[N]`."""
     scale = 0.98 / RADIUS
-    cameras = sphere_cameras(_VIEWS, _VIEW_SIZE)
-    depth = rasterize_mesh(mesh.vertices.float().cpu() * scale, mesh.faces.cpu(), cameras).depth
-    screen = screen_points(torch.from_numpy(points) * scale, cameras)
-    columns, rows = (screen[..., i].long().clamp(0, _VIEW_SIZE - 1) for i in (0, 1))
-    shown = depth[torch.arange(_VIEWS)[:, None], rows, columns]
-    seen: NDArray[np.bool_] = ((shown > 0) & (screen[..., 2] - shown < _TOLERANCE * scale)).any(dim=0).numpy()
+    return seen_by(
+        mesh.transformed(scale, (0.0, 0.0, 0.0)), points * scale, sphere_cameras(_VIEWS, _VIEW_SIZE), _TOLERANCE * scale
+    )
+
+
+def seen_by(
+    mesh: Mesh, points: NDArray[np.float64], cameras: Cameras, tolerance: float = _TOLERANCE
+) -> NDArray[np.bool_]:
+    """Which points `[N, 3]` of the surface of a mesh any of the cameras sees, `[N]`.
+
+    Args:
+        mesh: what hides.
+        points: on it; those outside the pictures count by the nearest pixel.
+        cameras: `[V]`, with pictures of at least about 500 pixels.
+        tolerance: how far behind what a pixel shows a point may lie, world units.
+    """
+    depth = rasterize_mesh(mesh.vertices.float().cpu(), mesh.faces.cpu(), cameras).depth
+    screen = screen_points(torch.from_numpy(points), cameras)
+    columns, rows = (screen[..., i].long().clamp(0, size - 1) for i, size in enumerate((cameras.width, cameras.height)))
+    shown = depth[torch.arange(len(depth))[:, None], rows, columns]
+    seen: NDArray[np.bool_] = ((shown > 0) & (screen[..., 2] - shown < tolerance)).any(dim=0).numpy()
     return seen
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -21,6 +20,8 @@ from maquette.errors import InvalidInputError
 from maquette.mesh import Mesh
 from maquette.raster.mesh import rasterize_mesh
 from maquette.raster.shading import antialias, interpolate, surface_weights
+from maquette.surface.flatten import flattened
+from maquette.surface.folds import cut_folds, mended, neighbor_means, unfolded, without_turning
 from maquette.surface.fusion import smooth_normals
 from maquette.surface.manifold import Doubles, Faces, separate_sheets, topology
 from maquette.surface.normal_maps import NormalMaps
@@ -38,14 +39,15 @@ _LAST_RATE = 0.15
 _FINE, _FINE_FROM = 2.0, 0.7
 """From this share of the steps on, no edge is wanted longer than so many times the smallest one."""
 _POSITION, _SQUARES, _SPEED, _MEAN, _FREEDOM, _LENGTH = slice(0, 3), 3, 4, slice(5, 8), 8, 9
-_SMALL_UNTIL, _SMALL_PX = 0.6, 512
-"""Up to this share of the steps, maps of at least so many pixels are halved."""
+_SMALL_PX = 512
+"""Maps of at least so many pixels are halved for the steps; the last stage takes them whole."""
 _FLAT_FROM = 0.6
 """From this share of the steps on, triangles are shaded by their own normals: corner normals hide what is jagged."""
 _BORDER_PX = 6.0
-_LAST_ROUNDS, _LAST_PASSES = 8, 12
-_THIN = 0.02
-"""Least height of a triangle, relative to its longest side."""
+_CREASES = 0.5
+"""Smallest edge at creases in the last stage, relative to the smallest one elsewhere."""
+_MEND_FROM, _MEND_EVERY = 0.3, 25
+"""From this share of the steps on, every so many of them, pieces that have shrunk to nothing are cut out."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class RefineOptions:
         laplacian: pull of every vertex to the middle of its neighbours, relative to its speed, >= 0.
         views_per_step: normal maps compared in every step, >= 1.
         seed: of the choice of maps.
+        flatten: rounds of the last stage, which gives triangles the very normals of the maps, 0 to 100.
 
     Raises:
         InvalidInputError: an option is out of range.
@@ -70,6 +73,7 @@ class RefineOptions:
     laplacian: float = 0.02
     views_per_step: int = 8
     seed: int = 0
+    flatten: int = 6
 
     def __post_init__(self) -> None:
         low, high = self.edge_lengths
@@ -78,9 +82,10 @@ class RefineOptions:
                 "steps must lie in 1..10000, rate in (0, 1] and 0.002 <= smallest <= largest edge length <= 1; "
                 f"got {self.steps}, {self.rate} and {self.edge_lengths}"
             )
-        if self.laplacian < 0 or self.views_per_step < 1:
+        if self.laplacian < 0 or self.views_per_step < 1 or not 0 <= self.flatten <= 100:
             raise InvalidInputError(
-                f"laplacian must be >= 0 and views_per_step >= 1, got {self.laplacian} and {self.views_per_step}"
+                "laplacian must be >= 0, views_per_step >= 1 and flatten in 0..100, got "
+                f"{self.laplacian}, {self.views_per_step} and {self.flatten}"
             )
 
 
@@ -120,16 +125,16 @@ def refine(
         share = step / max(options.steps - 1, 1)
         rate = options.rate * _LAST_RATE**share
         views = torch.randperm(maps.cameras.batch_shape[0], generator=generator)[: options.views_per_step]
-        gradient = _gradient(patch, small if share < _SMALL_UNTIL else maps, views, flat=share >= _FLAT_FROM)
+        gradient = _gradient(patch, small, views, flat=share >= _FLAT_FROM)
         patch = _moved(patch, gradient, step + 1, rate, options, _edge_limits(options, share, scale))
         patch = unfolded(remeshed(patch), 1)
+        if share >= _MEND_FROM and step % _MEND_EVERY == 0:
+            patch = cut_folds(patch, 0)
         if progress is not None:
             progress(step + 1, options.steps)
-    for _ in range(_LAST_ROUNDS):
-        patch = unfolded(patch, _LAST_PASSES)
-        if not folded(patch.state[:, _POSITION], patch.faces).any():
-            break
-        patch = remeshed(patch)
+    patch = mended(patch)
+    patch = flattened(patch, maps, _FREEDOM, options.flatten, _CREASES * options.edge_lengths[0] * scale)
+    patch = mended(patch)
     points, faces = patch.state[:, _POSITION], patch.faces
     return Mesh(
         torch.from_numpy(points).float(), torch.from_numpy(faces), torch.from_numpy(smooth_normals(points, faces))
@@ -243,7 +248,7 @@ def _moved(
     state = patch.state.copy()
     points, speed = state[:, _POSITION].copy(), state[:, _SPEED]
     edges, _ = unique_edges(patch.faces)
-    middle = _neighbor_means(points, edges)
+    middle = neighbor_means(points, edges)
     gradient = gradient + options.laplacian * speed[:, None] * (points - middle) * np.abs(gradient).mean()
     if step > 1:
         limit = _MAX_GRADIENT * np.abs(state[:, _MEAN]) + 1e-30
@@ -267,69 +272,3 @@ def _moved(
     growth = 1 + _GAIN * (state[:, _SPEED] - _WANTED_SPEED)
     state[:, _LENGTH] = (length * growth).clip(*limits)
     return Patch(state, patch.faces, patch.frozen)
-
-
-def unfolded(patch: Patch, passes: int) -> Patch:
-    """Draws corners of triangles that face away from the surface around them, or are next to nothing, to their middle.
-
-    Args:
-        patch: with how far every vertex may move in its state.
-        passes: at most so many; it ends when nothing is folded.
-    """
-    edges, _ = unique_edges(patch.faces)
-    for _ in range(passes):
-        wrong = folded(patch.state[:, _POSITION], patch.faces)
-        corners = np.unique(patch.faces[wrong])
-        corners = corners[~patch.frozen[corners]]
-        if not len(corners):
-            break
-        state = patch.state.copy()
-        around = np.unique(edges[np.isin(edges, corners).any(axis=1)])
-        around = around[~patch.frozen[around]]
-        points = state[:, _POSITION]
-        state[around, _POSITION] = (points[around] + _neighbor_means(points, edges)[around]) / 2
-        patch = Patch(state, patch.faces, patch.frozen)
-    return patch
-
-
-def folded(points: Doubles, faces: Faces) -> NDArray[np.bool_]:
-    """Triangles that face away from the mean of their corners' normals, or whose sides are next to parallel, `[M]`."""
-    crossed = _cross(points, faces)
-    sums = [np.bincount(faces.reshape(-1), np.repeat(crossed[:, i], 3), len(points)) for i in range(3)]
-    summed = np.stack(sums, axis=1)
-    normals = summed / np.maximum(np.linalg.norm(summed, axis=1, keepdims=True), 1e-300)
-    length = np.linalg.norm(crossed, axis=1)
-    sides = np.linalg.norm(points[faces] - points[np.roll(faces, -1, axis=1)], axis=2)
-    wrong: NDArray[np.bool_] = (crossed * normals[faces].sum(axis=1)).sum(axis=1) <= 0.05 * length
-    thin: NDArray[np.bool_] = length <= _THIN * (sides**2).max(axis=1)
-    return wrong | thin
-
-
-def _neighbor_means(points: Doubles, edges: Faces) -> Doubles:
-    ends = np.concatenate([edges, edges[:, ::-1]])
-    sums = [np.bincount(ends[:, 0], points[ends[:, 1], i], len(points)) for i in range(3)]
-    count = np.bincount(ends[:, 0], minlength=len(points))
-    return np.stack(sums, axis=1) / np.maximum(count, 1)[:, None]
-
-
-def without_turning(points: Doubles, shift: Doubles, faces: Faces) -> Doubles:
-    """Points `[N, 3]` shifted by `[N, 3]`; corners of triangles that would turn by more than about 60 degrees, or
-    collapse, stay behind."""
-    old = _cross(points, faces)
-    old_length = np.linalg.norm(old, axis=1)
-    moving = np.ones(len(points))
-    for attempt in range(12):
-        shifted: Doubles = points + moving[:, None] * shift
-        new = _cross(shifted, faces)
-        length = np.linalg.norm(new, axis=1)
-        wrong = ((old * new).sum(axis=1) < 0.5 * old_length * length) | (length < 0.1 * old_length)
-        if not wrong.any():
-            return shifted
-        moving[faces[wrong].reshape(-1)] *= 0.5 if attempt < 4 else 0.0
-    return points
-
-
-def _cross(points: Doubles, faces: Faces) -> NDArray[np.float64]:
-    corners = points[faces]
-    crossed: NDArray[np.float64] = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    return crossed

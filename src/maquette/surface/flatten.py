@@ -1,0 +1,98 @@
+"""The last stage of refinement: every triangle that the maps see takes the normal that they show there.
+
+The gradient of a picture blurs over an edge's length; here each triangle gets one wanted normal, the one that the maps
+show in its middle, and vertices move until the triangles have them: the vertex update of Sun et al., "Fast
+and effective feature-preserving mesh denoising" (2007). Flat places become flat and creases sharp, in linear time.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from maquette.raster.mesh import rasterize_mesh
+from maquette.surface.folds import cross_products, mended, without_folding
+from maquette.surface.manifold import Doubles, Faces
+from maquette.surface.normal_maps import NormalMaps
+from maquette.surface.remesh import Patch, remeshed
+
+_COVERED = 0.99
+_MOST_TURN = 0.3
+"""Least cosine of a triangle's normal with the wanted one: beyond, the pixels show something else."""
+_PASSES = 8
+_RIM, _KEEN, _SHARPER = 1e-3, 20.0, 2
+_SPREAD, _LEAST_PIXELS = 0.02, 4
+"""A triangle of so many pixels shows several normals if their mean is shorter than 1 by more than this."""
+_SHORTER = 0.6
+
+
+def flattened(patch: Patch, maps: NormalMaps, freedom: int, rounds: int, shortest: float) -> Patch:
+    """Moves vertices until the triangles have the normals that the maps show, and refines the mesh at creases.
+
+    Args:
+        patch: with the position in the first three columns of its state and the wanted edge length in the last one.
+        maps: wanted normals.
+        freedom: column of the state with the share of the way that a vertex may move, 0..1.
+        rounds: in each, what the maps see is looked up anew, >= 0; all but the last two refine at creases.
+        shortest: no edge is wanted shorter there, in world units.
+    """
+    for number in range(rounds):
+        faces, points = patch.faces, patch.state[:, :3].copy()
+        wanted, mixed = wanted_normals(points, faces, maps)
+        for _ in range(_PASSES):
+            points = without_folding(points, patch.state[:, freedom, None] * _towards(points, faces, wanted), faces)
+        state = patch.state.copy()
+        state[:, :3] = points
+        patch = Patch(state, faces, patch.frozen)
+        if number < rounds - 2 and mixed.any():
+            corners = np.unique(faces[mixed])
+            state[corners, -1] = np.minimum(state[corners, -1], np.maximum(_SHORTER * state[corners, -1], shortest))
+            patch = mended(remeshed(patch))
+    return patch
+
+
+def wanted_normals(points: Doubles, faces: Faces, maps: NormalMaps) -> tuple[Doubles, NDArray[np.bool_]]:
+    """Unit normals that the maps show in the middle of every triangle, `[M, 3]`, and which triangles show several.
+
+    A triangle has its own normal where the maps show none or quite another.
+    """
+    device = maps.cameras.device
+    fragments = rasterize_mesh(torch.from_numpy(points).to(device), torch.from_numpy(faces).to(device), maps.cameras)
+    chosen = (fragments.triangle_id >= 0) & (maps.alpha > _COVERED)
+    ids = fragments.triangle_id[chosen].cpu().numpy()
+    shown = maps.normals[chosen].double().cpu().numpy()
+    middle = (27 * fragments.barycentrics[chosen].double().cpu().numpy().prod(axis=1)) ** 2 + _RIM
+    own = _unit(cross_products(points, faces))
+    similar = (shown * own[ids]).sum(axis=1) > _MOST_TURN
+    ids, shown, middle = ids[similar], shown[similar], middle[similar]
+
+    def mean(weights: NDArray[np.float64]) -> Doubles:
+        return np.stack([np.bincount(ids, weights * shown[:, i], len(faces)) for i in range(3)], axis=1)
+
+    # Where two normals meet in a triangle, that of its middle wins: a mean would be a bevel.
+    normals = _unit(mean(middle))
+    for _ in range(_SHARPER):
+        normals = _unit(mean(middle * np.exp(_KEEN * ((shown * normals[ids]).sum(axis=1) - 1))))
+    pixels = np.bincount(ids, minlength=len(faces))
+    together = np.linalg.norm(mean(np.ones(len(ids))), axis=1)
+    mixed: NDArray[np.bool_] = (pixels >= _LEAST_PIXELS) & (together < (1 - _SPREAD) * pixels)
+    return np.where((pixels > 0)[:, None], normals, own), mixed
+
+
+def _towards(points: Doubles, faces: Faces, wanted: Doubles) -> Doubles:
+    """Shift of every vertex: mean, by area, of its ways to the wanted planes through the triangles' middles."""
+    area = np.linalg.norm(cross_products(points, faces), axis=1)
+    middles = points[faces].mean(axis=1)
+    sums, total = np.zeros_like(points), np.zeros(len(points))
+    for corner in faces.T:
+        way = (area * ((middles - points[corner]) * wanted).sum(axis=1))[:, None] * wanted
+        for axis in range(3):
+            sums[:, axis] += np.bincount(corner, way[:, axis], len(points))
+        total += np.bincount(corner, area, len(points))
+    return sums / np.maximum(total, 1e-300)[:, None]
+
+
+def _unit(vectors: Doubles) -> Doubles:
+    unit: Doubles = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-300)
+    return unit
