@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from edit_scenes import RADIUS, rough_ball, shell, textured
+from maquette.app import page_edit
 from maquette.app.jobs import Report
 from maquette.app.page_server import build_site
 from maquette.app.request import GenerateRequest
@@ -55,6 +56,7 @@ class Balls:
 
 def main() -> None:
     """Serves in a folder until the process is stopped, and prints where."""
+    page_edit._REFINE_STEPS = 12
     listener = bound_socket()
     site, _ = build_site(Balls(), Path(sys.argv[1]))
     print(f"http://127.0.0.1:{listener.getsockname()[1]}/", flush=True)

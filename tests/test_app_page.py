@@ -280,7 +280,7 @@ def paint(page: Any) -> None:
     page.mouse.move(x - 40, y - 30)
     page.mouse.down()
     for to_x, to_y in ((40, -30), (40, 30), (-40, 30)):
-        page.mouse.move(x + to_x, y + to_y, steps=8)
+        page.mouse.move(x + to_x, y + to_y, steps=3)
     page.mouse.up()
     page.wait_for_timeout(600)
 
