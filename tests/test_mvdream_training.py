@@ -153,7 +153,7 @@ def train_denoiser(autoencoder: Path, folder: Path, steps: int, **changes: objec
 
 def test_a_tiny_model_learns_to_show_what_it_is_told(autoencoder_file: Path, tmp_path: Path) -> None:
     """Both stages through the training loop, then the exported file asked by sentence alone and by picture alone."""
-    pipeline = load_pipeline(TINY, train_denoiser(autoencoder_file, tmp_path, 260))
+    pipeline = load_pipeline(TINY, train_denoiser(autoencoder_file, tmp_path, 360))
     views, autoencoder = two_objects(), LatentAutoencoder(TINY.autoencoder)
     load_strictly(autoencoder, read_weights(autoencoder_file)[0], autoencoder_file)
     rebuilt = AutoencoderObjective(TINY.autoencoder)(autoencoder, views, views, torch.Generator(), False).pictures
