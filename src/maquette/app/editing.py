@@ -21,7 +21,7 @@ from maquette.raster.api import render_gaussians
 from maquette.raster.mesh import rasterize_mesh
 from maquette.raster.shading import interpolate, surface_weights
 from maquette.rendering import render
-from maquette.surface.folds import unfolded, without_turning
+from maquette.surface.folds import neighbor_means, unfolded, without_turning
 from maquette.surface.fusion import smooth_normals
 from maquette.surface.manifold import Doubles, Faces
 from maquette.surface.normal_maps import NormalMaps
@@ -162,7 +162,7 @@ def smooth_region(mesh: Mesh, region: Tensor, view: EditView, *, strength: int =
     for _ in range(strength * _ROUNDS):
         for share in (_SHRINK, grow):
             normals = smooth_normals(smooth, faces).astype(np.float64)
-            along = ((_neighbor_means(smooth, edges) - smooth) * normals).sum(axis=1, keepdims=True)
+            along = ((neighbor_means(smooth, edges) - smooth) * normals).sum(axis=1, keepdims=True)
             smooth = without_turning(smooth, share * freedom[:, None] * along * normals, faces)
     smooth = unfolded(Patch(smooth, faces, freedom <= 0), 8).state
     vertices = mesh.vertices.clone()
@@ -270,10 +270,3 @@ def _welded(mesh: Mesh) -> tuple[Doubles, NDArray[np.int64], Faces]:
     points, index = np.unique(mesh.vertices.detach().double().numpy(), axis=0, return_inverse=True)
     index = index.reshape(-1).astype(np.int64)
     return points, index, index[mesh.faces.numpy()]
-
-
-def _neighbor_means(points: Doubles, edges: Faces) -> Doubles:
-    ends = np.concatenate([edges, edges[:, ::-1]])
-    sums = [np.bincount(ends[:, 0], points[ends[:, 1], i], len(points)) for i in range(3)]
-    count = np.bincount(ends[:, 0], minlength=len(points))
-    return np.stack(sums, axis=1) / np.maximum(count, 1)[:, None]

@@ -170,8 +170,8 @@ def clip_pixels(image: Tensor, size: int) -> Tensor:
 
 def normalize_for_clip(images: Tensor) -> Tensor:
     """Pictures `[..., 3, H, W]` in 0..1 with the mean and spread that CLIP expects."""
-    planes = zip(images.unbind(dim=-3), _CLIP_MEAN, _CLIP_STD, strict=True)
-    return torch.stack([(plane - mean) / std for plane, mean, std in planes], dim=-3)
+    mean, std = (images.new_tensor(values)[:, None, None] for values in (_CLIP_MEAN, _CLIP_STD))
+    return (images - mean) / std
 
 
 def encode_planes(network: nn.Module, params: AutoencoderParams, planes: Tensor) -> tuple[Tensor, Tensor]:
