@@ -1,8 +1,9 @@
 """Measures refinement by normals: python benchmarks/refine.py --assets DIR [-o DIR] [--ids ...] [--start hull|ball].
 
 Starts from a ball, or from marching cubes of the visual hull of the 8 masks, and takes the true normals of 8 views
-around every object, turn by turn 45 degrees from above and 30 from below. --collect DIR... makes one table of the
-results of several runs (one object each, say), without measuring.
+around every object, turn by turn 45 degrees from above and 30 from below. From the hull, the first stage carves it by
+the depth that the normals imply, as `maquette refine` does without a mesh; --no-carve leaves that out.
+--collect DIR... makes one table of the results of several runs (one object each, say), without measuring.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from maquette.surface.bench import (
     seen_by,
     seen_from_outside,
 )
+from maquette.surface.carve import carved_mesh
 from maquette.surface.fields import field_mesh
 from maquette.surface.folds import folded
 from maquette.surface.hull import hull_mesh
@@ -53,6 +55,7 @@ IDS = (
     "kaykit-medieval-mountain_a",
     "kenney-2019-furniture_pack-loungechair",
 )
+CEILINGS = Path(__file__).parent / "results" / "refine_ceiling.json"
 AZIMUTHS, ELEVATIONS = [45.0 * i for i in range(8)], [-30.0, 45.0] * 4
 
 
@@ -71,12 +74,16 @@ def true_maps(truth: Mesh, size: int) -> NormalMaps:
     return NormalMaps(small, functional.normalize(pooled[..., :3], dim=-1), pooled[..., 3].contiguous())
 
 
-def measure(name: str, truth: Mesh, start: Mesh, maps: NormalMaps, steps: int, keep: Path | None) -> dict[str, Any]:
+def measure(
+    name: str, truth: Mesh, start: Mesh, maps: NormalMaps, steps: int, keep: Path | None, carve: bool
+) -> dict[str, Any]:
     clock, cpu_clock = time.perf_counter(), time.process_time()
-    made = refine(start, maps, RefineOptions(steps=steps, edge_lengths=(0.02, 0.15)))
+    first = carved_mesh(maps) if carve else start
+    carve_seconds, carve_cpu_seconds = time.perf_counter() - clock, time.process_time() - cpu_clock
+    made = refine(first, maps, RefineOptions(steps=steps, edge_lengths=(0.02, 0.15)))
     seconds, cpu_seconds = time.perf_counter() - clock, time.process_time() - cpu_clock
     if keep is not None:
-        for role, mesh in (("before", start), ("after", made)):
+        for role, mesh in (("before", start), ("carved", first), ("after", made)):
             write_mesh(keep / f"{name}-{role}.ply", mesh)
     points, faces = made.vertices.double().numpy(), made.faces.numpy()
     _, made_cosines = normal_agreement(made, truth)
@@ -87,8 +94,11 @@ def measure(name: str, truth: Mesh, start: Mesh, maps: NormalMaps, steps: int, k
         "object": name,
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
+        "carve_seconds": carve_seconds,
+        "carve_cpu_seconds": carve_cpu_seconds,
         "triangles": made.num_faces,
         "chamfer_before": compare_surfaces(start, truth)[0],
+        "chamfer_carved": compare_surfaces(first, truth)[0],
         "chamfer": compare_surfaces(made, truth)[0],
         "chamfer_floor": compare_surfaces(truth, truth)[0],
         "normals_before": normal_consistency(start, truth),
@@ -109,16 +119,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--start", choices=("hull", "ball"), default="hull")
+    parser.add_argument("--no-carve", action="store_true", help="refine the start itself, not the carved hull")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--commit", help="what to report where there is no git checkout")
     parser.add_argument("--meshes", type=Path, help="folder to keep the meshes before and after in")
     parser.add_argument("--collect", type=Path, nargs="+")
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
+    args.no_carve |= args.start == "ball"
     if args.collect:
         parts = [json.loads((folder / "refine.json").read_text()) for folder in args.collect]
         document = parts[0] | {"objects": [row for part in parts for row in part["objects"]]}
         document["load_average"] = max(part["load_average"] for part in parts)
-        for key in ("steps", "size", "start"):
+        for key in ("steps", "size", "start", "carve"):
             if any(part[key] != document[key] for part in parts):
                 raise SystemExit(f"the runs differ in {key}")
         document["commits"] = sorted({part["machine"]["commit"] for part in parts})
@@ -132,24 +145,30 @@ def main() -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    load = os.getloadavg()[0]
-    rows = []
+    load, warm = os.getloadavg()[0], 0.0
+    rows: list[dict[str, Any]] = []
     with open_assets(args.assets, ids=tuple(args.ids)) as listed:
         for asset in listed.assets:
             truth = normalized(asset.read_mesh())
             maps = true_maps(truth, args.size)
+            if not rows:
+                clock = time.perf_counter()
+                refine(carved_mesh(maps, resolution=32), maps.to(args.device), RefineOptions(steps=30, flatten=3))
+                warm = time.perf_counter() - clock
             ball = field_mesh(lambda points: 0.5 - points.norm(dim=1), resolution=32)
             start = hull_mesh(maps) if args.start == "hull" else ball
-            row = measure(asset.info.id, truth, start, maps.to(args.device), args.steps, args.meshes)
+            row = measure(asset.info.id, truth, start, maps.to(args.device), args.steps, args.meshes, not args.no_carve)
             row["ball_chamfer"] = compare_surfaces(ball, truth)[0]
             rows.append({key: float(v) if isinstance(v, np.floating) else v for key, v in row.items()})
             print(rows[-1], file=sys.stderr, flush=True)
     return {
-        "machine": machine(torch.device(args.device)),
+        "machine": machine(torch.device(args.device), args.commit),
         "load_average": load,
         "steps": args.steps,
         "size": args.size,
         "start": args.start,
+        "carve": not args.no_carve,
+        "warm_up_seconds": warm,
         "objects": rows,
     }
 
@@ -157,25 +176,37 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def table(document: dict[str, Any]) -> str:
     where, rows = document["machine"], document["objects"]
     commits = ", ".join(document.get("commits", [where["commit"]]))
+    carved = ", first carved by the depth that the normals imply," if document["carve"] else ""
     starts = {"hull": "marching cubes of the visual hull of the 8 masks (72 points a side)", "ball": "a ball"}
     lines = [
-        f"Refinement of {starts[document['start']]} by the true normals of 8 views of {document['size']} px, "
+        f"Refinement of {starts[document['start']]}{carved} by the true normals of 8 views of {document['size']} px, "
         f"{document['steps']} steps, {len(rows)} test objects; {where['device']}, commit {commits}, {where['date']}, "
         f"load average up to {document['load_average']:.0f}",
         "",
         "Normals: normal consistency. All: the whole surface of the true asset, insides too (the figure of the bar). "
         "Outside: without points of the true surface that none of 64 views from outside sees. Shown: only points of "
         "the true surface that at least one of the 8 given views sees (their share beside it); the points of the "
-        "result are always all. Floor: Chamfer distance of two samplings of the true surface.",
+        "result are always all. Ceiling: the same figure of a surface carved by the true depth of the 8 views on a "
+        "grid of 224 points (refine_ceiling.py), whose creases are rounded, so that it can be passed. Floor: Chamfer "
+        "distance of two samplings of the true surface.",
         "",
-        "| object | Chamfer ball | start | after | floor | normals start | after, all | outside | shown | share shown "
-        "| watertight | folded | seconds | CPU seconds | triangles |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: |",
+        "| object | Chamfer ball | start | carved | after | floor | normals start | after, all | ceiling | outside "
+        "| ceiling | shown | ceiling | share shown | watertight | folded | seconds | CPU seconds | triangles |",
+        "| --- |" + " ---: |" * 13 + " --- |" + " ---: |" * 4,
     ]
+    ceilings = CEILINGS if CEILINGS.is_file() else None
+    known = {} if ceilings is None else {r["object"]: r for r in json.loads(ceilings.read_text())["objects"]}
+
+    def ceiling(row: dict[str, Any], over: str) -> str:
+        value = known.get(row["object"], {}).get(f"{over}_8")
+        return "" if value is None else f"{value:.3f}"
+
     lines += [
-        f"| {r['object']} | {r['ball_chamfer']:.4f} | {r['chamfer_before']:.4f} | {r['chamfer']:.4f} | "
-        f"{r['chamfer_floor']:.4f} | {r['normals_before']:.3f} | {r['normals']:.3f} | {r['visible_normals']:.3f} | "
-        f"{r['shown_normals']:.3f} | {r['shown_share']:.2f} | {'yes' if r['watertight'] else 'no'} | {r['folded']} | "
+        f"| {r['object']} | {r['ball_chamfer']:.4f} | {r['chamfer_before']:.4f} | {r['chamfer_carved']:.4f} | "
+        f"{r['chamfer']:.4f} | {r['chamfer_floor']:.4f} | {r['normals_before']:.3f} | {r['normals']:.3f} | "
+        f"{ceiling(r, 'all')} | {r['visible_normals']:.3f} | {ceiling(r, 'outside')} | "
+        f"{r['shown_normals']:.3f} | {ceiling(r, 'shown')} | {r['shown_share']:.2f} | "
+        f"{'yes' if r['watertight'] else 'no'} | {r['folded']} | "
         f"{r['seconds']:.0f} | {r['cpu_seconds']:.0f} | {r['triangles']:,} |"
         for r in rows
     ]

@@ -53,7 +53,7 @@ def test_smoothing_takes_bumps_in_the_region_and_nothing_else() -> None:
     smooth = smooth_region(mesh, region, FRONT, strength=4)
     away = on_screen(mesh.vertices, FRONT)
     inside, outside = (away < 16) & (mesh.vertices[:, 2] > 0), (away > 25) | (mesh.vertices[:, 2] < 0)
-    assert int(inside.sum()) > 40
+    assert int(inside.sum()) > 25
     assert float((smooth.vertices - mesh.vertices)[outside].norm(dim=1).max()) == 0
     assert roughness(smooth.vertices[inside]) < 0.35 * roughness(mesh.vertices[inside])
     assert float(smooth.vertices[inside].norm(dim=1).mean()) == pytest.approx(RADIUS, rel=0.01)  # it does not shrink

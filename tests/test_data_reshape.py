@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -267,8 +268,33 @@ def test_training_views_are_reshaped_too() -> None:
         assert repr(dataclasses.replace(variant, reshape=None)) == repr(plan_variant(plain, "a", False, number))
 
 
-def test_evaluation_views_are_never_reshaped() -> None:
-    with pytest.raises(InvalidInputError, match="plan 'sides' or 'training', the plan is 'standard'"):
-        RenderOptions(plan="standard", reshape_probability=0.5)
-    with pytest.raises(InvalidInputError, match=r"0\.\.1, got 1\.5"):
-        RenderOptions(plan="sides", reshape_probability=1.5)
+@pytest.mark.parametrize("name", ["reshape_probability", "aligned_probability"])
+def test_shares_are_of_random_looks(name: str) -> None:
+    with pytest.raises(InvalidInputError, match=f"{name} needs plan 'sides' or 'training', the plan is 'standard'"):
+        RenderOptions(plan="standard", **{name: 0.5})  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match=name + r" must lie in 0\.\.1, got 1\.5"):
+        RenderOptions(plan="sides", **{name: 1.5})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("plan", ["sides", "training"])
+def test_aligned_looks_have_the_cameras_of_the_evaluation(plan: Literal["sides", "training"]) -> None:
+    """The input views and the size of the standard plan; light, textures and targets of the look without alignment."""
+    plain = RenderOptions(plan=plan, reshape_probability=0.5)
+    standard = plan_variant(RenderOptions(), "a", False, 0)
+    some, every = (dataclasses.replace(plain, aligned_probability=share) for share in (0.5, 1.0))
+    inputs = [frame for frame in standard.frames if frame.role == "input"]
+    drawn = []
+    for number in range(60):
+        as_it_was, aligned = (plan_variant(options, "a", False, number) for options in (plain, every))
+        assert [frame for frame in aligned.frames if frame.role == "input"] == inputs
+        assert aligned.bounding_radius == standard.bounding_radius == 0.6
+        assert aligned.frames[4:] == as_it_was.frames[4:]
+        assert repr((aligned.light, aligned.augmentation)) == repr((as_it_was.light, as_it_was.augmentation))
+        assert (aligned.reshape is None) == (as_it_was.reshape is None)
+        if aligned.reshape is not None and as_it_was.reshape is not None:
+            assert aligned.reshape == dataclasses.replace(as_it_was.reshape, turn_deg=0.0)
+        either = repr(plan_variant(some, "a", False, number))
+        assert either in (repr(aligned), repr(as_it_was))
+        drawn.append(either == repr(aligned))
+    assert 0.3 < np.mean(drawn) < 0.7
+    assert every.settings() == {**plain.settings(), "aligned_probability": 1.0}

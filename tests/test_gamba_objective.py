@@ -131,6 +131,25 @@ def test_one_input_is_drawn_in_training_and_the_first_is_taken_otherwise() -> No
     assert round(loss(5, False), 6) in losses
 
 
+def test_the_first_view_can_be_drawn_more_often() -> None:
+    shown = []
+
+    def recording(tokens: Tensor, picture: Tensor) -> Gaussians:
+        shown.append(picture[:, 0].amin(dim=(-2, -1)))  # dark in the first view only
+        return Gamba(SMALL).eval()(tokens, picture)
+
+    views = ball_views(64, 4)
+    images = views.images.clone()
+    images[:, :, :3] = torch.tensor([0.0, 0.9, 0.9, 0.9])[:, None, None, None]
+    views = Views(images, views.cameras)
+    for share in (0.0, 0.6, 1.0):
+        params = dataclasses.replace(SMALL, first_view_prob=share)
+        targets = Views(views.images[:, :1], views.cameras[:, :1])
+        GambaObjective(params)(recording, views, targets, torch.Generator().manual_seed(0), True)
+    counts = [int((values < 0.5).sum()) for values in shown]
+    assert 6 < counts[0] < 28 and 35 < counts[1] < 56 and counts[2] == 64  # expected: 16, 0.7 * 64 = 45, 64
+
+
 def test_wrong_inputs_are_named() -> None:
     views = ball_views(1, 2)
     single = Views(views.images[0], views.cameras.reshape(2))

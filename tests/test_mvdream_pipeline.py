@@ -71,6 +71,7 @@ def test_views_are_pictures(from_text: MultiViewPipeline) -> None:
         {"prompt": "a table"},
         {"negative_prompt": "ugly"},
         {"guidance": 3.0},
+        {"temperature": 0.5},
         {"elevation_deg": 20.0},
         {"sampler": "dpm++"},
         {"eta": 1.0},
@@ -80,6 +81,16 @@ def test_views_are_pictures(from_text: MultiViewPipeline) -> None:
 def test_every_option_matters(from_text: MultiViewPipeline, options: dict[str, Any]) -> None:
     arguments: dict[str, Any] = {"prompt": "a chair", "steps": 3}
     assert not torch.equal(from_text(**arguments), from_text(**{**arguments, **options}))
+
+
+def test_temperature_is_the_strength_of_the_first_noise(from_text: MultiViewPipeline) -> None:
+    starts: list[Tensor] = []
+    handle = from_text.parts.unet.register_forward_pre_hook(lambda _, inputs: starts.append(inputs[0].clone()))
+    views = [from_text("a chair", steps=1, seed=s, temperature=t) for s, t in ((1, 1.0), (1, 0.25), (1, 0.0), (2, 0.0))]
+    handle.remove()
+    assert float(starts[0].std()) > 0.9 and torch.equal(starts[1], 0.25 * starts[0])
+    assert torch.equal(from_text("a chair", steps=1, seed=1), views[0])  # the official preset starts from all of it
+    assert torch.equal(views[2], views[3]) and not torch.equal(views[1], views[2])
 
 
 def test_the_picture_matters_but_not_what_is_behind_it(from_picture: MultiViewPipeline) -> None:
@@ -149,6 +160,8 @@ def test_wrong_arguments_are_refused(from_text: MultiViewPipeline, from_picture:
         (lambda: from_picture("", picture()[:, :30]), "must be square"),
         (lambda: from_text("a", num_samples=0), "num_samples"),
         (lambda: from_text("a", guidance=0.5), "guidance must be at least 1"),
+        (lambda: from_text("a", temperature=1.1), "temperature must lie in 0..1, got 1.1"),
+        (lambda: from_text("a", temperature=float("nan")), "temperature must lie in 0..1, got nan"),
         (lambda: from_text("a", steps=0), "steps must lie"),
     ]
     for call, message in calls:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from torch.nn import functional
 
 from maquette.cameras import Cameras
 from maquette.errors import InvalidInputError
@@ -19,22 +18,13 @@ from maquette.surface.hull import hull_mesh
 from maquette.surface.manifold import topology
 from maquette.surface.normal_maps import NormalMaps
 from maquette.surface.remesh import Patch
+from normal_map_scenes import maps_of
 
 CAMERAS = Cameras.orbit([45.0 * i for i in range(8)], [-30.0, 45.0] * 4, height=128, width=128)
 
 
 def to_mesh(shape: trimesh.Trimesh) -> Mesh:
     return Mesh(torch.tensor(np.asarray(shape.vertices)).float(), torch.tensor(np.asarray(shape.faces)).long())
-
-
-def maps_of(shape: trimesh.Trimesh, cameras: Cameras = CAMERAS) -> NormalMaps:
-    """Normals of the triangles."""
-    fragments = rasterize_mesh(
-        torch.tensor(np.asarray(shape.vertices)).float(), torch.tensor(np.asarray(shape.faces)).long(), cameras
-    )
-    normals = torch.tensor(np.asarray(shape.face_normals)).float()[fragments.triangle_id.clamp_min(0).long()]
-    seen = fragments.triangle_id >= 0
-    return NormalMaps(cameras, functional.normalize(normals, dim=-1) * seen[..., None], seen.float())
 
 
 def patch_of(points: np.ndarray, faces: np.ndarray, length: float = 0.05) -> Patch:
@@ -125,7 +115,7 @@ def test_triangles_take_the_normals_of_the_maps_and_held_vertices_stay() -> None
     cube = trimesh.creation.box((0.7, 0.7, 0.7))
     fine = cube.subdivide_to_size(0.05)
     points = np.asarray(fine.vertices) + np.random.default_rng(0).normal(0, 0.006, np.asarray(fine.vertices).shape)
-    start, maps = patch_of(points, np.asarray(fine.faces)), maps_of(cube)
+    start, maps = patch_of(points, np.asarray(fine.faces)), maps_of(cube, CAMERAS)
     held = points[:, 1] > 0.3
     state = start.state.copy()
     state[held, 3] = 0
@@ -150,7 +140,7 @@ def test_the_hull_has_the_holes_and_parts_of_the_object() -> None:
         [trimesh.creation.icosphere(subdivisions=3, radius=0.15).apply_translation([x, 0, 0]) for x in (-0.35, 0.35)]
     )
     for shape, parts, euler in ((ring, 1, 0), (pair, 2, 4)):
-        hull = hull_mesh(maps_of(shape))
+        hull = hull_mesh(maps_of(shape, CAMERAS))
         points, faces = hull.vertices.double().numpy(), hull.faces.numpy()
         described = topology(points, faces)
         assert described.watertight and described.components == parts
@@ -159,11 +149,11 @@ def test_the_hull_has_the_holes_and_parts_of_the_object() -> None:
         assert described.volume > 0.93 * shape.volume
         assert described.volume < 2 * shape.volume
         covered = (rasterize_mesh(hull.vertices, hull.faces, CAMERAS).triangle_id >= 0).float()
-        assert float((covered - maps_of(shape).alpha).abs().mean()) < 0.01
+        assert float((covered - maps_of(shape, CAMERAS).alpha).abs().mean()) < 0.01
 
 
 def test_hulls_of_nothing_are_refused() -> None:
-    maps = maps_of(trimesh.creation.icosphere(radius=0.4))
+    maps = maps_of(trimesh.creation.icosphere(radius=0.4), CAMERAS)
     with pytest.raises(InvalidInputError, match=r"16\.\.256"):
         hull_mesh(maps, resolution=4)
     empty = maps.alpha.clone()

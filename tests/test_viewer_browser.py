@@ -355,7 +355,12 @@ def test_command_line_serves_until_interrupted(browser: Any, tmp_path: Path) -> 
     maquette.write_gaussians(file, Gaussians(*(getattr(gaussians, name).to(torch.float32) for name in
                                                ("means", "quats", "scales", "opacities", "colors"))))  # fmt: skip
     command = [sys.executable, "-m", "maquette", "view", str(file), "--no-open"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    # Where the tests run in the background of a shell Ctrl-C is ignored, and processes started here would inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    finally:
+        signal.signal(signal.SIGINT, before)
     try:
         assert process.stdout
         url = process.stdout.readline().strip()

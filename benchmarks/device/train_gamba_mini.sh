@@ -17,7 +17,7 @@
 set -euo pipefail
 : "${OUT:?folder for results}" "${STAGE:?compare, train or wait}" "${ASSETS:=.carry/assets.tar.xz}" "${GPUS:=4}" "${LIMIT:=585}" "${WORK:=/tmp/maquette}"
 : "${SECONDS_1:=300}" "${SECONDS_2:=800}" "${COMPARE_SECONDS:=75}" "${BATCH_1:=64}" "${BATCH_2:=16}" "${SOURCE:=src}"
-: "${INIT:=}" "${RUN:=$WORK/gamba}" "${RENDER:=--no-geometry --reshape-probability 0.5}"
+: "${INIT:=}" "${RUN:=$WORK/gamba}" "${RENDER:=--no-geometry --reshape-probability 0.5 --aligned-probability 0.7}"
 export PYTHONPATH="$SOURCE:/tmp/site" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=8 SECONDS_1 SECONDS_2 BATCH_1 BATCH_2 GPUS WORK RUN INIT
 began=$(date +%s)
 mkdir -p "$RUN"

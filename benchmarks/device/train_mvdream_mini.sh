@@ -18,12 +18,13 @@
 #   GPUS, BATCH_1, BATCH_2 processes, and objects of each per step
 #   VARIANTS               looks per object that are rendered
 #   RESHAPE                share of those beyond the first that show it turned and reshaped, 0 to 1
+#   ALIGNED                share of all looks that have the size and the cameras of the evaluation protocol, 0 to 1
 #   LAYOUT                 options for the denoiser's speed
 #   LIMIT                  seconds after which this call has ended (calls end at 600)
 set -euo pipefail
 : "${OUT:?folder for results}" "${STAGE:?compare, train or wait}" "${ASSETS:=.carry/assets.tar.xz}" "${GPUS:=4}" "${LIMIT:=585}" "${WORK:=/tmp/maquette}"
 : "${AE_SECONDS:=240}" "${SECONDS_2:=600}" "${COMPARE_SECONDS:=90}" "${BATCH_1:=6}" "${BATCH_2:=128}" "${SOURCE:=src}"
-: "${AUTOENCODER:=}" "${INIT:=}" "${VARIANTS:=5}" "${RESHAPE:=0.5}" "${LAYOUT=--channels-last}" "${DECODER_SECONDS:=0}" "${SAVE_EVERY:=1000}"
+: "${AUTOENCODER:=}" "${INIT:=}" "${VARIANTS:=5}" "${RESHAPE:=0.5}" "${ALIGNED:=0.7}" "${LAYOUT=--channels-last}" "${DECODER_SECONDS:=0}" "${SAVE_EVERY:=1000}"
 export PYTHONPATH="$SOURCE:/tmp/site" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=8 AE_SECONDS SECONDS_2 BATCH_1 BATCH_2 GPUS WORK
 export AUTOENCODER INIT LAYOUT DECODER_SECONDS SAVE_EVERY HF_HUB_OFFLINE=1
 began=$(date +%s)
@@ -37,7 +38,7 @@ render() { # split plan
 }
 if [ ! -f "$WORK/data.done" ]; then
   nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
-  render train sides --variants "$VARIANTS" --reshape-probability "$RESHAPE"
+  render train sides --variants "$VARIANTS" --reshape-probability "$RESHAPE" --aligned-probability "$ALIGNED"
   touch "$WORK/data.done"
   cp "$WORK/train-sides/contact.png" "$OUT/"
   echo "data ready after $(($(date +%s) - began)) s"

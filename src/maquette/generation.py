@@ -44,7 +44,7 @@ class ViewOptions:
     Attributes:
         prompt, negative_prompt: what to show, and what not; the first may be empty when there is a picture.
         seed: sample i is made from `seed + i`.
-        steps, guidance: of the sampler; None takes the generator's own.
+        steps, guidance, temperature: of the sampler; None takes the generator's own.
         num_samples: sets of views to make.
         elevation_deg: of the camera that took the picture, and of the views.
         cut_out_by: how to find the object in the picture, see `maquette.picture.prepare`.
@@ -58,6 +58,7 @@ class ViewOptions:
     seed: int = 0
     steps: int | None = None
     guidance: float | None = None
+    temperature: float | None = None
     num_samples: int = 1
     elevation_deg: float = 0.0
     cut_out_by: CutOutBy | None = None
@@ -162,6 +163,7 @@ def make_views(
             num_samples=options.num_samples,
             steps=options.steps,
             guidance=options.guidance,
+            temperature=options.temperature,
             elevation_deg=options.elevation_deg,
             progress=step,
         )
@@ -283,7 +285,9 @@ def _report(
     made: MadeViews, picture: str | Path | Tensor | None, pipeline: MultiViewPipeline, options: ViewOptions
 ) -> dict[str, Any]:
     params = pipeline.params
-    guidance = params.guidance_for(picture is not None) if options.guidance is None else options.guidance
+    has_picture, guidance, temperature = picture is not None, options.guidance, options.temperature
+    guidance = params.guidance_for(has_picture) if guidance is None else guidance
+    temperature = params.temperature_for(has_picture) if temperature is None else temperature
     return {
         "maquette": maquette.__version__,
         "torch": torch.__version__,
@@ -295,6 +299,7 @@ def _report(
         "seed": options.seed,
         "steps": options.steps if options.steps is not None else params.default_steps,
         "guidance": guidance,
+        "temperature": temperature,
         "elevation_deg": options.elevation_deg,
         "views": [folder.name for folder in made.folders],
         "files": {kind: path.name for kind, path in made.files.items()},

@@ -52,6 +52,9 @@ class RenderArgs:
     reshape_probability: float = 0.0
     """For --plan sides and training: share of the variants beyond the first whose object is turned, stretched, leant
     and tapered at random, 0 to 1."""
+    aligned_probability: float = 0.0
+    """For --plan sides and training: share of the variants with the size and the input cameras of --plan standard,
+    whose first sees the front, 0 to 1."""
     supersample: int = 2
     """Samples per pixel and axis, 1 to 4."""
     geometry: bool = True
@@ -82,6 +85,7 @@ def render(args: RenderArgs) -> int:
         geometry=args.geometry,
         augment_textures=args.augment_textures,
         reshape_probability=args.reshape_probability,
+        aligned_probability=args.aligned_probability,
         seed=args.seed,
     )
     show, close = _progress_bar()

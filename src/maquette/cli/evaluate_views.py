@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,10 @@ class Args:
     """Strengths of guidance to compare for pictures; by default the model's."""
     prompt_guidance: float | None = None
     """Strength of guidance for captions; by default the model's."""
+    temperature: tuple[float, ...] = ()
+    """Strengths of the noise to start from to compare for pictures, 0 to 1; by default the model's."""
+    prompt_temperature: float | None = None
+    """Strength of the noise to start from for captions; by default the model's."""
     seed: int = 0
     """Of the noise; object i is made from SEED + i."""
     train_data: Annotated[Path | None, arg(metavar="DIR")] = None
@@ -104,9 +109,12 @@ def _measure_sides(args: Args, device: torch.device) -> list[SideEvaluation]:
     generator = load_generator(args.model, args.weights, device=device)
     reconstruct = None if args.reconstructor == "none" else load(args.reconstructor, device)
     answers: dict[str, Any] = {}
-    for steps in args.steps:
-        for guidance in args.guidance or (generator.params.guidance_for(True),):
-            answers[f"{steps} steps, guidance {guidance:g}"] = _answer(generator, steps, guidance, args.seed)
+    guidances = args.guidance or (generator.params.guidance_for(True),)
+    temperatures = args.temperature or (generator.params.temperature_for(True),)
+    for steps, guidance, temperature in itertools.product(args.steps, guidances, temperatures):
+        name = f"{steps} steps, guidance {guidance:g}, temperature {temperature:g}"
+        options = {"steps": steps, "guidance": guidance, "temperature": temperature}
+        answers[name] = _answer(generator, args.seed, options)
     if not answers:
         raise InvalidInputError("--steps names no number of steps")
     write_sides_sheet(args.output / "sheet.png", dataset, list(answers.values())[-1])
@@ -130,12 +138,12 @@ def _with_bar(name: str, answer: Any, dataset: Any, settings: dict[str, Any]) ->
         return evaluate_sides(name, answer, dataset, progress=lambda done: bar.update(done - bar.n), **settings)
 
 
-def _answer(generator: Any, steps: int, guidance: float, seed: int) -> Any:
+def _answer(generator: Any, seed: int, options: dict[str, Any]) -> Any:
     """See `maquette.evaluation.generation.Answer`."""
     from maquette.generation import with_alpha
 
     def answer(front: torch.Tensor, index: int) -> torch.Tensor:
-        return with_alpha(generator("", front, seed=seed + index, steps=steps, guidance=guidance)[0])
+        return with_alpha(generator("", front, seed=seed + index, **options)[0])
 
     return answer
 
@@ -149,10 +157,19 @@ def _measure_captions(args: Args, device: torch.device) -> CaptionEvaluation:
     assert args.classifier is not None
     dataset = load_dataset(args.data, args.split, args.num_captions)
     generator = load_generator(args.model, args.weights, device=device)
+
+    def make(caption: str, index: int) -> torch.Tensor:
+        made: torch.Tensor = generator(
+            caption,
+            seed=args.seed + index,
+            steps=args.steps[-1],
+            guidance=args.prompt_guidance,
+            temperature=args.prompt_temperature,
+        )[0]
+        return made
+
     return evaluate_captions(
-        lambda caption, index: generator(
-            caption, seed=args.seed + index, steps=args.steps[-1], guidance=args.prompt_guidance
-        )[0],
+        make,
         dataset,
         load_classifier(args.classifier, device),
         sheet=args.output / "captions.png",

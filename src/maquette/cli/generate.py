@@ -64,6 +64,9 @@ class Args:
     """Steps of the sampler; by default the generator's."""
     guidance: float | None = None
     """How strongly the views follow picture and prompt, 1 or more; by default the generator's."""
+    temperature: float | None = None
+    """How different views from other seeds may be, 0 to 1: towards 0 simpler, cleaner and more alike; by default the
+    generator's."""
     num_samples: int = 1
     """Sets of views to make, from seeds SEED, SEED + 1...; each becomes an asset."""
     elevation: float = 0.0
@@ -199,6 +202,7 @@ def _view_options(args: Args) -> Any:
         seed=args.seed,
         steps=args.steps,
         guidance=args.guidance,
+        temperature=args.temperature,
         num_samples=args.num_samples,
         elevation_deg=args.elevation,
         cut_out_by=args.cut_out_by,

@@ -21,7 +21,7 @@ class Args:
     """Mesh to write; its suffix decides the format. A file of that name is replaced."""
     mesh: Annotated[Positional[Path | None], arg(metavar="MESH")] = None
     """Closed mesh (.glb, .obj, .stl, .ply), in the world of the cameras. Its colours are not kept. Left out, it
-    starts from the visual hull of the maps' coverage."""
+    starts from the visual hull of the maps' coverage, carved by the depth that the normals imply."""
     frames: Annotated[str | None, arg(metavar="LIST")] = None
     """Positions in transforms.json of the frames to use, such as 0,1,2,3; by default all."""
     region: Annotated[Path | None, arg(metavar="PNG")] = None
@@ -41,7 +41,7 @@ def run(args: Args) -> int:
     from maquette.device import choose_device
     from maquette.errors import InvalidInputError
     from maquette.io import read_image, read_mesh, write_mesh
-    from maquette.surface.hull import hull_mesh
+    from maquette.surface.carve import carved_mesh
     from maquette.surface.normal_maps import read_normal_maps
     from maquette.surface.refine import RefineOptions, refine
     from maquette.surface.stages import Stages
@@ -54,7 +54,7 @@ def run(args: Args) -> int:
     stages = Stages(StageLines())
     with stages.run("read"):
         maps = read_normal_maps(args.normals, frames=frames)
-        mesh = hull_mesh(maps) if args.mesh is None else read_mesh(args.mesh)
+        mesh = carved_mesh(maps) if args.mesh is None else read_mesh(args.mesh)
         maps = maps.to(choose_device(args.device))
         region = None
         if args.region is not None:

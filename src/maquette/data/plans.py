@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -25,7 +26,7 @@ _TRAINING_RADII = (0.5, 0.62)
 _SIDES_RADII = (0.45, 0.62)
 _NUM_VARIANTS = {"training": 3, "sides": 8}
 _NUM_TRAINING_TARGETS = 12
-_RESHAPE_STREAM = 1  # keeps these draws apart, so that all else looks the same with and without them
+_RESHAPE_STREAM, _ALIGN_STREAM = 1, 2  # keep these draws apart, so that all else looks the same with and without them
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class RenderOptions:
         augment_textures: random solid textures and colours; None: for "training" only.
         reshape_probability: share of the variants beyond 0 of "sides" and "training" whose object is turned and
             reshaped, 0..1; with a larger share the same variants change, and more.
+        aligned_probability: share of the variants of "sides" and "training" that have the size and the input cameras of
+            the evaluation protocol (the first looks at the object's front, all from its height), 0..1.
         seed: of everything random; results depend on it and the object's id alone.
 
     Raises:
@@ -66,6 +69,7 @@ class RenderOptions:
     geometry: bool = True
     augment_textures: bool | None = None
     reshape_probability: float = 0.0
+    aligned_probability: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -81,14 +85,8 @@ class RenderOptions:
             (0 < self.fov_deg < 180, f"fov_deg must lie in (0, 180) degrees, got {self.fov_deg}"),
             (1 <= self.supersample <= 4, f"supersample must lie in 1..4, got {self.supersample}"),
             (self.seed >= 0, f"seed must be >= 0, got {self.seed}"),
-            (
-                0 <= self.reshape_probability <= 1,
-                f"reshape_probability must lie in 0..1, got {self.reshape_probability}",
-            ),
-            (
-                not self.reshape_probability or self.plan in ("sides", "training"),
-                f"reshape_probability needs plan 'sides' or 'training', the plan is {self.plan!r}",
-            ),
+            *self._share_checks("reshape_probability", self.reshape_probability),
+            *self._share_checks("aligned_probability", self.aligned_probability),
             (
                 all(-90 <= e <= 90 for e in self.elevations_deg or ()),
                 f"elevations must lie in [-90, 90] degrees, got {self.elevations_deg}",
@@ -100,6 +98,14 @@ class RenderOptions:
         given = self.azimuths_deg is not None or self.elevations_deg is not None
         if given and self.plan != "custom":
             raise InvalidInputError(f"azimuths and elevations need plan 'custom', the plan is {self.plan!r}")
+
+    def _share_checks(self, name: str, share: float) -> tuple[tuple[bool, str], ...]:
+        """What must hold for a share of the random variants, and what to say otherwise."""
+        random = self.plan in ("sides", "training")
+        return (
+            (0 <= share <= 1, f"{name} must lie in 0..1, got {share}"),
+            (not share or random, f"{name} needs plan 'sides' or 'training', the plan is {self.plan!r}"),
+        )
 
     @property
     def resolved_lighting(self) -> Lighting:
@@ -132,6 +138,8 @@ class RenderOptions:
         }
         if self.reshape_probability:
             settings["reshape_probability"] = self.reshape_probability
+        if self.aligned_probability:
+            settings["aligned_probability"] = self.aligned_probability
         if self.plan == "custom":
             settings["azimuths_deg"] = list(self.azimuths_deg or _INPUT_AZIMUTHS)
             settings["elevations_deg"] = list(self.elevations_deg or (0.0,))
@@ -145,6 +153,9 @@ class Frame:
     azimuth_deg: float
     elevation_deg: float
     role: Role
+
+
+_INPUT_FRAMES = tuple(Frame(azimuth, 0.0, "input") for azimuth in _INPUT_AZIMUTHS)
 
 
 @dataclass(frozen=True)
@@ -176,9 +187,14 @@ def plan_variant(options: RenderOptions, object_id: str, realistic: bool, number
     digest = int.from_bytes(hashlib.sha256(object_id.encode()).digest()[:8], "big")
     generator = np.random.default_rng([options.seed, digest, number])
     frames = _sides(number, generator) if options.plan == "sides" else _frames(options, generator)
+    alignment = np.random.default_rng([options.seed, digest, number, _ALIGN_STREAM])
+    aligned = alignment.random() < options.aligned_probability
+    if aligned:
+        frames = (*_INPUT_FRAMES, *frames[len(_INPUT_FRAMES) :])
     plain = options.plan in ("standard", "custom") or (options.plan == "sides" and number == 0)
     radii = _SIDES_RADII if options.plan == "sides" else _TRAINING_RADII
-    radius = BOUNDING_RADIUS if plain else float(generator.uniform(*radii))
+    drawn_radius = BOUNDING_RADIUS if plain else float(generator.uniform(*radii))
+    radius = BOUNDING_RADIUS if aligned else drawn_radius
     studio = options.plan == "sides" and number == 0 and options.lighting is None
     light = make_light("studio" if studio else options.resolved_lighting, generator)
     augmentation = TextureAugmentation()
@@ -188,6 +204,8 @@ def plan_variant(options: RenderOptions, object_id: str, realistic: bool, number
     if options.reshape_probability and number > 0:
         shapes = np.random.default_rng([options.seed, digest, number, _RESHAPE_STREAM])
         reshape = random_reshape(shapes) if shapes.random() < options.reshape_probability else None
+        if reshape is not None and aligned:
+            reshape = dataclasses.replace(reshape, turn_deg=0.0)
     return Variant(radius, light, augmentation, frames, reshape)
 
 
@@ -201,9 +219,8 @@ def _sides(number: int, generator: np.random.Generator) -> tuple[Frame, ...]:
 
 def _frames(options: RenderOptions, generator: np.random.Generator) -> tuple[Frame, ...]:
     if options.plan == "standard":
-        inputs = [Frame(azimuth, 0.0, "input") for azimuth in _INPUT_AZIMUTHS]
         novel = [Frame(22.5 + 45.0 * k, elevation, "target") for k, elevation in enumerate(_NOVEL_ELEVATIONS)]
-        return (*inputs, *novel)
+        return (*_INPUT_FRAMES, *novel)
     if options.plan == "custom":
         azimuths, elevations = options.azimuths_deg or _INPUT_AZIMUTHS, options.elevations_deg or (0.0,)
         return tuple(Frame(azimuth, elevation, "input") for elevation in elevations for azimuth in azimuths)

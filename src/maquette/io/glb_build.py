@@ -19,6 +19,8 @@ from maquette.mesh import Material, Mesh
 
 _ARRAY_BUFFER, _ELEMENT_BUFFER = 34962, 34963
 _FLOAT, _UINT16, _UINT32 = 5126, 5123, 5125
+_PNG_LEVEL = 4
+"""Of zlib: sooner done than the usual 6, for a few hundredths more bytes."""
 _LINEAR, _LINEAR_MIPMAP_LINEAR, _REPEAT = 9729, 9987, 10497
 
 
@@ -171,5 +173,5 @@ def _png(texture: Tensor) -> bytes:
     if (pixels[..., 3] == 255).all():
         pixels = pixels[..., :3]
     stream = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(stream, "PNG")
+    Image.fromarray(np.ascontiguousarray(pixels)).save(stream, "PNG", compress_level=_PNG_LEVEL)
     return stream.getvalue()

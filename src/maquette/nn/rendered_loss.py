@@ -6,8 +6,10 @@ SSIM takes the place of LPIPS.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from torch import Tensor
 from maquette.cameras import Cameras
 from maquette.gaussians import Gaussians
 from maquette.nn.lpips import LPIPS
+from maquette.nn.objective import ObjectiveResult
 from maquette.nn.posed_images import resize_images
 from maquette.nn.ssim import multi_scale_ssim
 from maquette.raster import render_gaussians
@@ -39,6 +42,43 @@ class Compared:
     predicted: Tensor
     references: Tensor
 
+    def with_term(self, name: str, value: Tensor, weight: float) -> Compared:
+        """With one more term, a scalar, in the loss and the metrics."""
+        return dataclasses.replace(self, loss=self.loss + weight * value, metrics={**self.metrics, name: value})
+
+    def result(self, max_pictures: int) -> ObjectiveResult:
+        """For the training loop, with the pictures of the first objects."""
+        return ObjectiveResult(
+            loss=self.loss,
+            metrics={name: value.detach() for name, value in {**self.metrics, "loss": self.loss}.items()},
+            pictures=self.predicted[:max_pictures].detach(),
+            references=self.references[:max_pictures].detach(),
+        )
+
+
+class LossParams(Protocol):
+    """The parameters of a model that decide its `RenderedLoss`."""
+
+    @property
+    def output_size(self) -> int:
+        """Its `size`."""
+
+    @property
+    def composite_twice(self) -> bool:
+        """Its own."""
+
+    @property
+    def lambda_lpips(self) -> float:
+        """Its own."""
+
+    @property
+    def lambda_ssim(self) -> float:
+        """Its own."""
+
+    @property
+    def error_knee(self) -> float:
+        """Its own."""
+
 
 @dataclass(frozen=True)
 class RenderedLoss:
@@ -62,6 +102,18 @@ class RenderedLoss:
     lambda_lpips: float = 1.0
     lambda_ssim: float = 0.5
     error_knee: float = 0.0
+
+    @classmethod
+    def of(cls, params: LossParams, lpips: LPIPS | None) -> RenderedLoss:
+        """That of a model."""
+        return cls(
+            size=params.output_size,
+            composite_twice=params.composite_twice,
+            lpips=lpips,
+            lambda_lpips=params.lambda_lpips,
+            lambda_ssim=params.lambda_ssim,
+            error_knee=params.error_knee,
+        )
 
     def __call__(self, gaussians: Gaussians, targets: Views, cameras: Cameras, backgrounds: Tensor) -> Compared:
         """Compares Gaussians `[B, N]` with views `[B, V]`.

@@ -128,6 +128,7 @@ def fit_texture(
     texture: Tensor,
     *,
     steps: int,
+    device: torch.device,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Tensor:
@@ -139,14 +140,15 @@ def fit_texture(
         unwrapped: the mesh cut along seams.
         texture: start, `[S, S, 4]`.
         steps: of the optimizer, >= 1.
+        device: where it runs.
         seed: of the choice of pictures.
         progress: told after every step.
 
     Returns:
-        `[S, S, 4]`, 0..1, opaque.
+        `[S, S, 4]`, 0..1, opaque, on the CPU.
     """
-    colors = texture[..., :3].clone().requires_grad_()
-    vertices = torch.from_numpy(points[unwrapped.origins]).float()
+    colors = texture[..., :3].to(device).clone().requires_grad_()
+    vertices = torch.from_numpy(points[unwrapped.origins]).float().to(device)
     looks = [_look(captures, view, vertices, unwrapped, colors.shape[0]) for view in range(len(captures.color))]
     optimizer, schedule = _optimizer(colors, _TEXTURE_RATE, steps)
     for step, views in enumerate(_batches(len(looks), steps, seed)):
@@ -160,21 +162,21 @@ def fit_texture(
             colors.clamp_(0, 1)
         if progress is not None:
             progress(step + 1, steps)
-    return torch.cat([colors.detach(), torch.ones_like(colors[..., :1])], dim=-1)
+    return torch.cat([colors.detach(), torch.ones_like(colors[..., :1])], dim=-1).cpu()
 
 
 def _look(captures: Captures, view: int, vertices: Tensor, unwrapped: Unwrapped, size: int) -> tuple[Tensor, ...]:
     """Texture coordinates, mip levels, colours and their trust, of the pixels of one view that see the mesh."""
-    faces, mapped = torch.from_numpy(unwrapped.faces), torch.from_numpy(unwrapped.uvs)
-    cameras = captures.cameras[view : view + 1]
+    device = vertices.device
+    faces, mapped = torch.from_numpy(unwrapped.faces).to(device), torch.from_numpy(unwrapped.uvs).to(device)
+    cameras = captures.cameras[view : view + 1].to(device)
     fragments = rasterize_mesh(vertices, faces, cameras)
     seen = fragments.triangle_id >= 0
     weights = surface_weights(vertices, faces, cameras, fragments)[seen]
     uvs = interpolate(mapped, faces, fragments.triangle_id[seen], weights)
     levels = texture_levels(vertices, faces, mapped, cameras, fragments, (size, size))[seen]
-    pixels = seen[0].numpy()
-    color, trust = captures.color[view][pixels], captures.color_trust[view][pixels]
-    return uvs, levels, torch.from_numpy(color), torch.from_numpy(trust)
+    color, trust = (torch.from_numpy(of[view]).to(device)[seen[0]] for of in (captures.color, captures.color_trust))
+    return uvs, levels, color, trust
 
 
 def _optimizer(

@@ -15,13 +15,17 @@ from maquette.errors import InvalidInputError
 from maquette.raster.cpu_jit import kernel_threads
 from maquette.raster.mesh import rasterize_mesh
 from maquette.raster.shading import interpolate
+from maquette.surface import tsdf_torch
 from maquette.surface.captures import Captures
 from maquette.surface.manifold import Faces
 from maquette.surface.triangles import Floats
 from maquette.surface.tsdf import gather_colors
 
+_CPU = torch.device("cpu")
 _DEPTH_TOLERANCE = 0.01
 """A point this far behind the mesh that a view sees is still seen; the object has radius 1."""
+_NEAREST_OF = 50_000
+"""Points that are seen lend their colours to the others; of more than twice as many, every second and so on."""
 
 
 @dataclass(frozen=True)
@@ -57,22 +61,30 @@ def chart_texels(vertices: Tensor, normals: Tensor, uvs: Tensor, faces: Tensor, 
     return Charts(seen.reshape(size, size).numpy(), both[:, :3].contiguous().numpy(), unit.numpy())
 
 
-def bake_texture(captures: Captures, vertices: Tensor, faces: Tensor, charts: Charts) -> Tensor:
+def bake_texture(
+    captures: Captures, vertices: Tensor, faces: Tensor, charts: Charts, device: torch.device = _CPU
+) -> Tensor:
     """Texture `[S, S, 4]` of what the views show, seams dilated over all that no chart covers.
 
     Args:
         captures: the views.
         vertices: `[N, 3]`; faces: `[M, 3]`: the mesh, in the views' coordinates, which hides parts of itself.
         charts: of the texture.
+        device: where it is computed.
     """
-    colors = bake_colors(captures, vertices.numpy(), faces.numpy(), charts.points, charts.normals)
+    colors = bake_colors(captures, vertices.numpy(), faces.numpy(), charts.points, charts.normals, device)
     texture = np.ones((*charts.covered.shape, 4), np.float32)
     texture[charts.covered, :3] = colors
     return torch.from_numpy(dilate(texture, charts.covered))
 
 
 def bake_colors(
-    captures: Captures, vertices: NDArray[Any], faces: Faces, points: NDArray[Any], normals: Floats
+    captures: Captures,
+    vertices: NDArray[Any],
+    faces: Faces,
+    points: NDArray[Any],
+    normals: Floats,
+    device: torch.device = _CPU,
 ) -> Floats:
     """Colours `[P, 3]` of points on a mesh; those that no view sees take the colour of the nearest one that is seen.
 
@@ -80,35 +92,36 @@ def bake_colors(
         captures: the views.
         vertices: `[N, 3]`; faces: `[M, 3]`: the mesh, in the views' coordinates, which hides parts of itself.
         points, normals: `[P, 3]`.
+        device: where it is computed.
 
     Raises:
         InvalidInputError: no view sees any of the points.
     """
     from scipy import spatial
 
-    fragments = rasterize_mesh(torch.from_numpy(vertices), torch.from_numpy(faces), captures.cameras)
-    trust = np.where(fragments.triangle_id.numpy() >= 0, captures.color_trust, np.float32(0))
-    sums = np.zeros((len(points), 4), np.float32)
-    with kernel_threads():
-        gather_colors(
-            points.astype(np.float32),
-            normals,
-            captures.color,
-            fragments.depth.numpy(),
-            trust,
-            captures.matrices,
-            captures.pinhole,
-            captures.positions,
-            _DEPTH_TOLERANCE,
-            sums,
-        )
+    corners, triangles = torch.from_numpy(vertices).to(device), torch.from_numpy(faces).to(device)
+    fragments = rasterize_mesh(corners, triangles, captures.cameras.to(device))
+    shown = (points.astype(np.float32), normals, captures.color)
+    views = (captures.matrices, captures.pinhole, captures.positions)
+    if device.type == "cpu":
+        trust = np.where(fragments.triangle_id.numpy() >= 0, captures.color_trust, np.float32(0))
+        sums = np.zeros((len(points), 4), np.float32)
+        depth = fragments.depth.numpy()
+        with kernel_threads():
+            gather_colors(*shown, depth, trust, *views, _DEPTH_TOLERANCE, sums)
+    else:
+        trusted = torch.where(fragments.triangle_id >= 0, torch.from_numpy(captures.color_trust).to(device), 0.0)
+        before, after = ([torch.from_numpy(value).to(device) for value in part] for part in (shown, views))
+        summed = tsdf_torch.gather_colors([*before, fragments.depth, trusted, *after], _DEPTH_TOLERANCE)
+        sums = summed.cpu().numpy()
     seen = sums[:, 3] > 1e-4
     if not seen.any():
         raise InvalidInputError("no surface: the Gaussians are too small or too faint for this resolution; raise it")
     colors = (sums[:, :3] / np.maximum(sums[:, 3:], np.float32(1e-12))).astype(np.float32).clip(0, 1)
     if not seen.all():
-        _, nearest = spatial.cKDTree(points[seen]).query(points[~seen])
-        colors[~seen] = colors[seen][nearest]
+        some = np.flatnonzero(seen)[:: max(1, int(seen.sum()) // _NEAREST_OF)]
+        _, nearest = spatial.cKDTree(points[some]).query(points[~seen])
+        colors[~seen] = colors[some[nearest]]
     return colors
 
 

@@ -130,30 +130,35 @@ def capture(gaussians: Gaussians, cameras: Cameras) -> Captures:
         InvalidInputError: they cover too little.
     """
     with torch.inference_mode():
-        rendered = render_gaussians(gaussians, cameras.to(gaussians.device), background=(0.0, 0.0, 0.0))
-        alpha, depth, shown = rendered.alpha.cpu(), rendered.depth.cpu(), rendered.color.cpu()
+        there = cameras.to(gaussians.device)
+        rendered = render_gaussians(gaussians, there, background=(0.0, 0.0, 0.0))
+        alpha, depth = rendered.alpha, rendered.depth
         covered = alpha[alpha > 1 / 255]
-        typical = float(np.quantile(covered.numpy(), 0.9)) if covered.numel() else 0.0
+        typical = float(np.quantile(covered.cpu().numpy(), 0.9)) if covered.numel() else 0.0
         if typical < _MIN_COVERAGE:
             raise InvalidInputError(
                 f"no surface: the Gaussians are fog (coverage {typical:.3g} where they are, at least "
                 f"{_MIN_COVERAGE} needed)"
             )
         solid = _SOLID_SHARE * typical
-        shown = shown.permute(0, 2, 3, 1).contiguous()
+        shown = rendered.color.permute(0, 2, 3, 1).contiguous()
         color = shown / alpha.clamp_min(1e-6)[..., None]
         depth = depth / alpha.clamp_min(1e-6)
         trust, inner = _trust(depth, alpha, solid, float(cameras.intrinsics[0, 0, 0]))
         k = cameras.intrinsics
         pinhole = torch.stack([k[:, i, j] for i, j in ((0, 0), (1, 1), (0, 2), (1, 2))], dim=1)
+
+    def array(picture: Tensor) -> Array:
+        return picture.cpu().contiguous().numpy()
+
     return Captures(
         cameras,
-        shown.numpy(),
-        np.ascontiguousarray(color.clamp(0, 1).numpy()),
-        depth.contiguous().numpy(),
-        alpha.contiguous().numpy(),
-        trust.numpy(),
-        (trust * inner).numpy(),
+        array(shown),
+        array(color.clamp(0, 1)),
+        array(depth),
+        array(alpha),
+        array(trust),
+        array(trust * inner),
         cameras.world_to_camera.contiguous().numpy(),
         pinhole.contiguous().numpy(),
         cameras.positions.contiguous().numpy(),

@@ -189,8 +189,8 @@ def _fitted(
     unit: UnitGaussians, captures: Captures, points: Doubles, faces: Faces, steps: int, step: Callable[[int, int], None]
 ) -> Doubles:
     """Vertices fitted to the views, or as they were where views in between do not gain by it."""
-    colors = bake_colors(captures, points, faces, points, smooth_normals(points, faces))
     device = unit.gaussians.device
+    colors = bake_colors(captures, points, faces, points, smooth_normals(points, faces), device)
     fitted = fit_vertices(captures, points, faces, colors, steps=steps, device=device, progress=step)
     unseen = capture(unit.gaussians, sphere_cameras(_TEST_VIEWS, _COLOR_SIZE, turn=0.5))
     better = mismatch(unseen, fitted, faces, colors, device) < mismatch(unseen, points, faces, colors, device)
@@ -199,7 +199,7 @@ def _fitted(
 
 def _colored(unit: UnitGaussians, captures: Captures, points: Doubles, faces: Faces) -> Mesh:
     normals = smooth_normals(points, faces)
-    colors = torch.from_numpy(bake_colors(captures, points, faces, points, normals))
+    colors = torch.from_numpy(bake_colors(captures, points, faces, points, normals, unit.gaussians.device))
     return Mesh(
         unit.to_world(points),
         torch.from_numpy(faces),
@@ -214,11 +214,12 @@ def _textured(
     with stages.run("mesh: unwrap"):
         unwrapped = unwrap(points, faces, options.texture_size)
     with stages.run("mesh: bake"):
-        texture = _baked(captures, points, faces, unwrapped, options.texture_size)
+        texture = _baked(captures, points, faces, unwrapped, options.texture_size, unit.gaussians.device)
     if not options.fast and options.fit_steps:
         steps = -(-options.fit_steps // _TEXTURE_SHARE)
         with stages.run("mesh: fit texture", steps) as step:
-            texture = fit_texture(captures, points, unwrapped, texture, steps=steps, progress=step)
+            device = unit.gaussians.device
+            texture = fit_texture(captures, points, unwrapped, texture, steps=steps, device=device, progress=step)
     normals = smooth_normals(points, faces)[unwrapped.origins]
     return Mesh(
         unit.to_world(points[unwrapped.origins]),
@@ -229,9 +230,11 @@ def _textured(
     )
 
 
-def _baked(captures: Captures, points: Doubles, faces: Faces, unwrapped: Unwrapped, size: int) -> Tensor:
+def _baked(
+    captures: Captures, points: Doubles, faces: Faces, unwrapped: Unwrapped, size: int, device: torch.device
+) -> Tensor:
     cut_points = torch.from_numpy(points[unwrapped.origins]).float()
     cut_normals = torch.from_numpy(smooth_normals(points, faces)[unwrapped.origins])
     cut_faces = torch.from_numpy(unwrapped.faces)
     charts = chart_texels(cut_points, cut_normals, torch.from_numpy(unwrapped.uvs), cut_faces, size)
-    return bake_texture(captures, cut_points, cut_faces, charts)
+    return bake_texture(captures, cut_points, cut_faces, charts, device)

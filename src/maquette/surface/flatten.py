@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from maquette.raster.mesh import rasterize_mesh
+from maquette.surface import mesh_kernels
 from maquette.surface.folds import cross_products, mended, without_folding
 from maquette.surface.manifold import Doubles, Faces
 from maquette.surface.normal_maps import NormalMaps
@@ -83,13 +84,8 @@ def wanted_normals(points: Doubles, faces: Faces, maps: NormalMaps) -> tuple[Dou
 def _towards(points: Doubles, faces: Faces, wanted: Doubles) -> Doubles:
     """Shift of every vertex: mean, by area, of its ways to the wanted planes through the triangles' middles."""
     area = np.linalg.norm(cross_products(points, faces), axis=1)
-    middles = points[faces].mean(axis=1)
     sums, total = np.zeros_like(points), np.zeros(len(points))
-    for corner in faces.T:
-        way = (area * ((middles - points[corner]) * wanted).sum(axis=1))[:, None] * wanted
-        for axis in range(3):
-            sums[:, axis] += np.bincount(corner, way[:, axis], len(points))
-        total += np.bincount(corner, area, len(points))
+    mesh_kernels.shift_to_planes(points, faces, area, wanted, sums, total)
     return sums / np.maximum(total, 1e-300)[:, None]
 
 

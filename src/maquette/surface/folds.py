@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from maquette.surface.manifold import Doubles, Faces, topology
+from maquette.surface import mesh_kernels
+from maquette.surface.manifold import Doubles, Faces, same_rows, topology
 from maquette.surface.remesh import Patch, remeshed, unique_edges
 
 _THIN = 0.02
@@ -26,43 +27,36 @@ _GAP = 0.05
 
 def cross_products(points: Doubles, faces: Faces) -> Doubles:
     """Cross products of the triangles' first two sides, `[M, 3]`: along the normals, twice the areas long."""
-    corners = points[faces]
-    ax, ay, az = (corners[:, 1] - corners[:, 0]).T
-    bx, by, bz = (corners[:, 2] - corners[:, 0]).T
-    return np.stack([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx], axis=1)
+    crossed = np.empty((len(faces), 3))
+    mesh_kernels.cross(np.ascontiguousarray(points), faces, crossed)
+    return crossed
 
 
 def neighbor_means(points: Doubles, edges: Faces) -> Doubles:
     """Mean of the neighbours of every vertex `[N, 3]`; 0 where there is none."""
-    ends = np.concatenate([edges, edges[:, ::-1]])
-    sums = [np.bincount(ends[:, 0], points[ends[:, 1], i], len(points)) for i in range(3)]
-    count = np.bincount(ends[:, 0], minlength=len(points))
-    return np.stack(sums, axis=1) / np.maximum(count, 1)[:, None]
+    sums, count = np.zeros((len(points), 3)), np.zeros(len(points))
+    mesh_kernels.edge_sums(np.ascontiguousarray(points), edges, sums, count)
+    return sums / np.maximum(count, 1)[:, None]
 
 
 def folded(points: Doubles, faces: Faces) -> NDArray[np.bool_]:
     """Triangles that face away from the mean of their corners' normals, or whose sides are next to parallel, `[M]`."""
-    crossed = cross_products(points, faces)
-    sums = [np.bincount(faces.reshape(-1), np.repeat(crossed[:, i], 3), len(points)) for i in range(3)]
-    summed = np.stack(sums, axis=1)
-    normals = summed / np.maximum(np.linalg.norm(summed, axis=1, keepdims=True), 1e-300)
-    length = np.linalg.norm(crossed, axis=1)
-    sides = np.linalg.norm(points[faces] - points[np.roll(faces, -1, axis=1)], axis=2)
-    wrong: NDArray[np.bool_] = (crossed * normals[faces].sum(axis=1)).sum(axis=1) <= _AGREE * length
-    thin: NDArray[np.bool_] = length <= _THIN * (sides**2).max(axis=1)
-    return wrong | thin
+    points = np.ascontiguousarray(points)
+    crossed, summed = cross_products(points, faces), np.zeros((len(points), 3))
+    mesh_kernels.corner_sums(faces, crossed, summed)
+    wrong = np.empty(len(faces), np.bool_)
+    mesh_kernels.mark_folded(points, faces, crossed, summed, _AGREE, _THIN, wrong)
+    return wrong
 
 
 def without_turning(points: Doubles, shift: Doubles, faces: Faces) -> Doubles:
     """Shifted points; corners of triangles that would turn by more than about 60 degrees or collapse stay behind."""
     old = cross_products(points, faces)
-    old_length = np.linalg.norm(old, axis=1)
     moving = np.ones(len(points))
+    wrong = np.empty(len(faces), np.bool_)
     for attempt in range(12):
         shifted: Doubles = points + moving[:, None] * shift
-        new = cross_products(shifted, faces)
-        length = np.linalg.norm(new, axis=1)
-        wrong = ((old * new).sum(axis=1) < 0.5 * old_length * length) | (length < 0.1 * old_length)
+        mesh_kernels.mark_turned(old, cross_products(shifted, faces), 0.5, 0.1, wrong)
         if not wrong.any():
             return shifted
         moving[faces[wrong].reshape(-1)] *= 0.5 if attempt < 4 else 0.0
@@ -148,8 +142,8 @@ def cut_folds(patch: Patch, rings: int) -> Patch:
 
 def _at_shared_places(points: Doubles, faces: Faces) -> NDArray[np.bool_]:
     """Triangles with a corner where, in float32, another vertex lies too."""
-    _, index, count = np.unique(points.astype(np.float32), axis=0, return_inverse=True, return_counts=True)
-    several: NDArray[np.int64] = count[index.reshape(-1)]
+    index = same_rows(points.astype(np.float32))
+    several: NDArray[np.int64] = np.bincount(index)[index]
     shared: NDArray[np.bool_] = several[faces].max(axis=1) > 1
     return shared
 

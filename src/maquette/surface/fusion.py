@@ -15,6 +15,7 @@ from maquette.errors import InvalidInputError
 from maquette.gaussians import Gaussians
 from maquette.mesh import Mesh
 from maquette.raster.cpu_jit import kernel_threads
+from maquette.surface import mesh_kernels, tsdf_torch
 from maquette.surface.captures import Captures, capture, gaussian_reach, sphere_cameras, unit_gaussians
 from maquette.surface.triangles import Floats, marching_cubes, vertex_normals
 from maquette.surface.tsdf import gather_colors, integrate
@@ -101,7 +102,7 @@ def fuse_captures(
         Vertices `[N, 3]`, faces `[M, 3]` (counter-clockwise seen from outside), and the spacing of the grid.
     """
     origin, spacing, shape = _grid(gaussians, resolution)
-    vertices, faces = marching_cubes(_field(captures, origin, spacing, shape, min_part), 0.0)
+    vertices, faces = marching_cubes(_field(captures, origin, spacing, shape, min_part, gaussians.device), 0.0)
     return vertices * spacing + origin, faces, spacing
 
 
@@ -115,27 +116,29 @@ def _grid(gaussians: Gaussians, resolution: int) -> tuple[Doubles, float, tuple[
     return low - _MARGIN * spacing, spacing, (int(sizes[0]), int(sizes[1]), int(sizes[2]))
 
 
-def _field(captures: Captures, origin: Doubles, spacing: float, shape: tuple[int, int, int], min_part: float) -> Floats:
+def _field(
+    captures: Captures,
+    origin: Doubles,
+    spacing: float,
+    shape: tuple[int, int, int],
+    min_part: float,
+    device: torch.device,
+) -> Floats:
     """Smooth field, positive inside the kept parts, negative outside and on the border."""
     from scipy import ndimage
 
-    field = np.empty(shape, np.float32)
     sines = captures.positions[:, 1] / np.linalg.norm(captures.positions, axis=1)
     reliance = np.where(sines < _BELOW, np.float32(_BELOW_RELIANCE), np.float32(1))
     geometry = np.array([*origin, spacing], np.float32)
     settings = np.array([_TRUNCATION_CELLS * spacing, captures.solid, _FREE_WEIGHT, _HIDDEN_WEIGHT], np.float32)
-    with kernel_threads():
-        integrate(
-            captures.depth,
-            captures.alpha,
-            captures.trust,
-            captures.matrices,
-            captures.pinhole,
-            reliance,
-            geometry,
-            settings,
-            field,
-        )
+    seen = (captures.depth, captures.alpha, captures.trust, captures.matrices, captures.pinhole)
+    if device.type == "cpu":
+        field = np.empty(shape, np.float32)
+        with kernel_threads():
+            integrate(*seen, reliance, geometry, settings, field)
+    else:
+        there = [torch.from_numpy(value).to(device) for value in (*seen, reliance, geometry, settings)]
+        field = tsdf_torch.integrate(there, shape).cpu().numpy()
     np.negative(field, out=field)
     return clean_volume(ndimage.gaussian_filter(field, _BLUR_CELLS, mode="nearest"), min_part)
 
@@ -143,10 +146,10 @@ def _field(captures: Captures, origin: Doubles, spacing: float, shape: tuple[int
 def smooth_normals(points: Doubles, faces: NDArray[np.int64]) -> Floats:
     """Unit vertex normals `[N, 3]`, averaged with those of the neighbours."""
     normals = vertex_normals(points, faces)
-    first, second = faces.reshape(-1), np.roll(faces, 1, axis=1).reshape(-1)
     for _ in range(_NORMAL_STEPS):
-        sums = [np.bincount(first, normals[second, i], len(points)) for i in range(3)]
-        mixed = normals + np.stack(sums, axis=1) / 6
+        sums = np.zeros((len(points), 3))
+        mesh_kernels.side_sums(faces, normals, sums)
+        mixed = normals + sums / 6
         length = np.linalg.norm(mixed, axis=1, keepdims=True)
         normals = np.where(length > 1e-6, mixed / np.maximum(length, 1e-6), normals).astype(np.float32)
     return normals

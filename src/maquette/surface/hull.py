@@ -37,6 +37,13 @@ def hull_mesh(maps: NormalMaps, *, resolution: int = 72, min_part: float = 0.02)
     """
     if not 16 <= resolution <= 256:
         raise InvalidInputError(f"the resolution of a hull must lie in 16..256, got {resolution}")
+    inside = hull_field(maps)
+    low, high = hull_box(inside)
+    return field_mesh(inside, low, high, resolution=resolution, levels=_LEVELS, min_part=min_part)
+
+
+def hull_field(maps: NormalMaps) -> Field:
+    """Distance to the hull's surface in world units, about, positive inside; on the CPU."""
     maps = maps.to("cpu")
     distances = torch.stack([_signed_distance(alpha) for alpha in maps.alpha])[:, None]
 
@@ -50,8 +57,7 @@ def hull_mesh(maps: NormalMaps, *, resolution: int = 72, min_part: float = 0.02)
         world = torch.where(beyond > 0, -beyond, pixels) * (screen[..., 2] / focal).float()
         return torch.where(screen[..., 2] > 0, world, -1.0).amin(dim=0)
 
-    low, high = _box(inside)
-    return field_mesh(inside, low, high, resolution=resolution, levels=_LEVELS, min_part=min_part)
+    return inside
 
 
 def _signed_distance(alpha: Tensor) -> Tensor:
@@ -68,7 +74,12 @@ def _signed_distance(alpha: Tensor) -> Tensor:
     return torch.from_numpy(np.where(np.abs(rough) < 1, alpha.numpy() - 0.5, rough).astype(np.float32))
 
 
-def _box(inside: Field) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def hull_box(inside: Field) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Corners of a box around what a field in [-1, 1]^3 has inside.
+
+    Raises:
+        InvalidInputError: nothing.
+    """
     axis = torch.linspace(-_LIMIT, _LIMIT, _BOX_POINTS)
     points = torch.cartesian_prod(axis, axis, axis)
     spacing = 2 * _LIMIT / (_BOX_POINTS - 1)

@@ -43,8 +43,7 @@ class Topology:
 
 def topology(vertices: Doubles, faces: Faces) -> Topology:
     """Describes a mesh `[N, 3]`, `[M, 3]`; triangles with a repeated corner do not count."""
-    _, index = np.unique(vertices, axis=0, return_inverse=True)
-    merged = index.reshape(-1)[faces]
+    merged = same_rows(vertices)[faces]
     merged = merged[_proper(merged)]
     corners = vertices[faces]
     crossed = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
@@ -63,6 +62,15 @@ def topology(vertices: Doubles, faces: Faces) -> Topology:
     bad = int(((count > 2) | ((count == 2) & (balance != 0))).sum())
     fans = boundary == 0 and bad == 0 and bool((_fans(compact)[1] == 1).all())
     return Topology(fans, _components(compact, len(used)), boundary, bad, area, volume)
+
+
+def same_rows(rows: NDArray[Any]) -> NDArray[np.int64]:
+    """A number for every row `[N, 3]`, from 0 on, the same for equal rows: the inverse of `numpy.unique`."""
+    order = np.lexsort(rows.T[::-1])
+    new = (rows[order[1:]] != rows[order[:-1]]).any(axis=1)
+    numbers = np.zeros(len(rows), np.int64)
+    numbers[order[1:]] = np.cumsum(new)
+    return numbers
 
 
 def _proper(faces: Faces) -> NDArray[np.bool_]:
@@ -110,8 +118,10 @@ def _fans_of(faces: Faces, partner: NDArray[np.int64]) -> tuple[NDArray[np.int64
     corner = np.arange(len(partner))
     ends = partner // 3 * 3 + (partner % 3 + 1) % 3
     _, labels = _connected(corner, ends, len(partner))
-    pairs = np.unique(np.stack([faces.reshape(-1), labels], axis=1), axis=0)
-    return labels, np.bincount(pairs[:, 0])[np.unique(faces)]
+    owners = np.zeros(labels.max() + 1, np.int64)
+    owners[labels] = faces.reshape(-1)
+    fans = np.bincount(owners)
+    return labels, fans[fans > 0]
 
 
 def separate_sheets(vertices: Doubles, faces: Faces) -> tuple[Doubles, Faces]:
@@ -198,8 +208,8 @@ def _without_cancelling(faces: Faces) -> Faces:
     order = np.sort(faces, axis=1)
     first = faces.argmin(axis=1)
     turned = faces[np.arange(len(faces)), (first + 1) % 3] == order[:, 1]
-    _, inverse, count = np.unique(order, axis=0, return_inverse=True, return_counts=True)
-    inverse = inverse.reshape(-1)
+    inverse = same_rows(order)
+    count = np.bincount(inverse)
     if (count == 1).all():
         return faces
     total = np.bincount(inverse, np.where(turned, 1, -1), len(count)).astype(np.int64)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from maquette.surface import mesh_kernels
 from maquette.surface.manifold import Doubles, Faces
 from maquette.surface.remesh_kernels import choose_collapses, choose_flips
 
@@ -41,24 +42,22 @@ def remeshed(patch: Patch) -> Patch:
 
 def unique_edges(faces: Faces) -> tuple[Faces, NDArray[np.int64]]:
     """Edges `[E, 2]` (smaller vertex first), and the edge of every side (corner i to i + 1) of a triangle `[M, 3]`."""
-    directed = np.stack([faces, np.roll(faces, -1, axis=1)], axis=2).reshape(-1, 2)
-    low, high = directed.min(axis=1), directed.max(axis=1)
-    count = np.int64(faces.max() + 1)
-    keys, inverse = np.unique(low * count + high, return_inverse=True)
-    return np.stack([keys // count, keys % count], axis=1), inverse.reshape(-1, 3)
+    edges, sides = np.empty((3 * len(faces), 2), np.int64), np.empty((len(faces), 3), np.int64)
+    count = mesh_kernels.edges_of(faces, int(faces.max()) + 1, edges, sides)
+    return np.ascontiguousarray(edges[:count]), sides
 
 
 def _lengths(patch: Patch, edges: Faces) -> tuple[Doubles, Doubles]:
     """Length of every edge, and the length wanted there."""
-    ends = patch.state[edges]
-    return np.linalg.norm(ends[:, 0, :3] - ends[:, 1, :3], axis=1), ends[:, :, -1].mean(axis=1)
+    lengths, wanted = np.empty(len(edges)), patch.state[:, -1]
+    mesh_kernels.side_lengths(patch.state, edges, lengths)
+    return lengths, (wanted[edges[:, 0]] + wanted[edges[:, 1]]) / 2
 
 
 def _triangles_around(faces: Faces, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    corners = faces.reshape(-1)
-    order = np.argsort(corners, kind="stable")
-    starts = np.concatenate([[0], np.cumsum(np.bincount(corners, minlength=count))])
-    return starts.astype(np.int64), (order // 3).astype(np.int64)
+    starts, around = np.zeros(count + 2, np.int64), np.empty(faces.size, np.int64)
+    mesh_kernels.triangles_around(faces, starts, around)
+    return starts[:-1], around
 
 
 def _border(edges: Faces, sides: NDArray[np.int64], count: int) -> NDArray[np.bool_]:
@@ -73,13 +72,11 @@ def _collapsed(patch: Patch) -> Patch:
     edges, sides = unique_edges(patch.faces)
     lengths, wanted = _lengths(patch, edges)
     relative = lengths / np.maximum((1 - TOLERANCE) * wanted, 1e-300)
-    corners = patch.state[patch.faces, :3]
-    crossed = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    squared = (lengths[sides] ** 2).sum(axis=1)
-    thin = 2 * np.sqrt(3) * np.linalg.norm(crossed, axis=1) < 0.1 * squared
+    thin = np.empty(len(patch.faces), np.bool_)
+    mesh_kernels.mark_slivers(patch.state, patch.faces, 0.1, thin)
     # The shortest side of a sliver goes, unless it is long: then the flips or splits see to it.
-    worst = sides[np.arange(len(sides)), lengths[sides].argmin(axis=1)]
-    relative[worst[thin]] = np.minimum(relative[worst[thin]], lengths[worst[thin]] / wanted[worst[thin]])
+    worst = sides[thin, lengths[sides[thin]].argmin(axis=1)]
+    relative[worst] = np.minimum(relative[worst], lengths[worst] / wanted[worst])
     todo = np.flatnonzero(relative < 1)
     if not len(todo):
         return patch

@@ -116,11 +116,10 @@ def likeness_to(gaussians: Gaussians, mesh: Mesh, center: Tensor, radius: float)
         for start in range(0, len(_AZIMUTHS), _VIEWS_AT_ONCE):
             part = cameras[start : start + _VIEWS_AT_ONCE]
             black = render_gaussians(gaussians, part.to(gaussians.device), background=(0.0, 0.0, 0.0))
-            alpha = black.alpha.cpu()[..., None]
-            color = black.color.cpu().permute(0, 2, 3, 1)
+            alpha, color = black.alpha[..., None], black.color.permute(0, 2, 3, 1)
             wanted = (color + 1 - alpha).clamp(0, 1)
             cut = torch.where(alpha > 0.5, (color / alpha.clamp_min(1e-6)).clamp(0, 1), 1.0)
-            errors.append(_psnr(draw(mesh, part), wanted))
+            errors.append(_psnr(draw(mesh, part.to(mesh.vertices.device)).to(wanted.device), wanted))
             limits.append(_psnr(cut, wanted))
     return float(torch.cat(errors).mean()), float(torch.cat(limits).mean())
 
@@ -131,22 +130,22 @@ def _psnr(pictures: Tensor, wanted: Tensor) -> Tensor:
 
 
 def draw(mesh: Mesh, cameras: Cameras) -> Tensor:
-    """Colours of a mesh with one material as they are stored, on white, antialiased, `[V, H, W, 3]` on the CPU."""
-    vertices, faces = mesh.vertices.detach().float().cpu(), mesh.faces.cpu()
+    """Colours of a mesh with one material as they are stored, on white, antialiased, `[V, H, W, 3]`, where it is."""
+    vertices, faces = mesh.vertices.detach().float(), mesh.faces
     fragments = rasterize_mesh(vertices, faces, cameras)
     seen = fragments.triangle_id >= 0
     ids = fragments.triangle_id[seen]
     weights = surface_weights(vertices, faces, cameras, fragments)[seen]
-    color = torch.ones(len(ids), 3)
+    color = vertices.new_ones(len(ids), 3)
     texture = mesh.materials[0].base_color_texture
     if texture is not None and mesh.uvs is not None:
-        uvs, texture = mesh.uvs.float().cpu(), texture[..., :3].float().cpu().contiguous()
+        uvs, texture = mesh.uvs.float(), texture[..., :3].to(vertices).contiguous()
         size = (texture.shape[0], texture.shape[1])
         levels = texture_levels(vertices, faces, uvs, cameras, fragments, size)[seen]
         color = sample_texture(texture, interpolate(uvs, faces, ids, weights), levels)
     if mesh.vertex_colors is not None:
-        color = color * interpolate(mesh.vertex_colors[:, :3].float().cpu().contiguous(), faces, ids, weights)
-    picture = torch.ones(*seen.shape, 3)
+        color = color * interpolate(mesh.vertex_colors[:, :3].float().contiguous(), faces, ids, weights)
+    picture = vertices.new_ones(*seen.shape, 3)
     picture[seen] = color
     welded, index = torch.unique(vertices, dim=0, return_inverse=True)
     return antialias(picture, welded, index[faces], cameras, fragments)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maquette.errors import InvalidInputError
+from maquette.surface import mesh_kernels
 
 Floats = NDArray[np.float32]
 
@@ -34,11 +35,9 @@ def marching_cubes(field: Floats, level: float) -> tuple[NDArray[np.float64], ND
 
 def vertex_normals(vertices: NDArray[np.float64], faces: NDArray[np.int64]) -> Floats:
     """Unit normals `[N, 3]`, faces weighted by area; (0, 1, 0) where they cancel."""
-    corners = vertices[faces]
-    crossed = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    index = faces.reshape(-1)
-    spread = np.repeat(crossed, 3, axis=0)
-    summed = np.stack([np.bincount(index, spread[:, i], len(vertices)) for i in range(3)], axis=1)
+    crossed, summed = np.empty((len(faces), 3)), np.zeros((len(vertices), 3))
+    mesh_kernels.cross(np.ascontiguousarray(vertices), faces, crossed)
+    mesh_kernels.corner_sums(faces, crossed, summed)
     length = np.linalg.norm(summed, axis=1, keepdims=True)
     unit: Floats = np.where(length > 0, summed / np.where(length > 0, length, 1), (0.0, 1.0, 0.0)).astype(np.float32)
     return unit

@@ -159,7 +159,8 @@ def denoiser_task(params: MVDreamParams, config: TrainConfig) -> Task:
         WeightsError: that file cannot be read or does not fit.
     """
     from maquette.models.mvdream.objective import DenoisingObjective
-    from maquette.models.mvdream.official import MERGES, VOCABULARY
+    from maquette.models.mvdream.official import MERGES, SUBJECTS, VOCABULARY
+    from maquette.models.mvdream.subjects import fit_subjects
     from maquette.models.mvdream.tokenizer import build_tokenizer, trained_tokenizer
     from maquette.models.mvdream.training_networks import ConditionalDenoiser, LatentAutoencoder
     from maquette.training.latents import LatentFeed
@@ -178,6 +179,10 @@ def denoiser_task(params: MVDreamParams, config: TrainConfig) -> Task:
         exported = dict(state)
         for name, content in zip((VOCABULARY, MERGES), files, strict=True):
             exported[name] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        if params.subject_shares is not None:
+            captions = [info.caption or info.category for info in dataset.objects]
+            subjects = fit_subjects(captions, [info.category or info.caption for info in dataset.objects])
+            exported |= {f"{SUBJECTS}.{name}": value for name, value in subjects.tensors().items()}
         return LatentFeed(
             dataset,
             config,

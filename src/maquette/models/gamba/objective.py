@@ -64,47 +64,29 @@ class GambaObjective:
         if inputs.images.ndim != 5 or targets.images.ndim != 5:
             shapes = f"{list(inputs.images.shape)} and {list(targets.images.shape)}"
             raise InvalidInputError(f"{params.name} trains on inputs and targets [B, V, 4, H, W], got {shapes}")
-        view = _one_view(inputs, generator if training else None)
+        view = _one_view(inputs, params.first_view_prob, generator if training else None)
         transform = answer_to_world(view.cameras, params.world, params.camera_radius)
         seen_from = move_cameras(view.cameras, transform)
         gaussians = network(*network_inputs(view.composited(), seen_from, params, view.images[:, 3:]))
         targets = dataclasses.replace(targets, cameras=move_cameras(targets.cameras, transform[:, None]))
-        return self._compare(
-            gaussians, targets, draw_backgrounds(targets, params.random_background_prob if training else 0.0, generator)
-        )
-
-    def _compare(self, gaussians: Gaussians, targets: Views, backgrounds: Tensor) -> ObjectiveResult:
-        params = self.params
-        compare = RenderedLoss(
-            size=params.output_size,
-            composite_twice=params.composite_twice,
-            lpips=self.lpips,
-            lambda_lpips=params.lambda_lpips,
-            lambda_ssim=params.lambda_ssim,
-            error_knee=params.error_knee,
-        )
-        compared = compare(gaussians, targets, targets.cameras, backgrounds)
-        loss, metrics = compared.loss, dict(compared.metrics)
+        backgrounds = draw_backgrounds(targets, params.random_background_prob if training else 0.0, generator)
+        compared = RenderedLoss.of(params, self.lpips)(gaussians, targets, targets.cameras, backgrounds)
         if params.lambda_radial > 0:
-            metrics["radial"] = radial_mask_loss(gaussians, targets.cameras, targets.images[:, :, 3])
-            loss = loss + params.lambda_radial * metrics["radial"]
-        metrics["loss"] = loss
-        shown = slice(0, self.max_pictures)
-        return ObjectiveResult(
-            loss=loss,
-            metrics={name: value.detach() for name, value in metrics.items()},
-            pictures=compared.predicted[shown].detach(),
-            references=compared.references[shown].detach(),
-        )
+            radial = radial_mask_loss(gaussians, targets.cameras, targets.images[:, :, 3])
+            compared = compared.with_term("radial", radial, params.lambda_radial)
+        return compared.result(self.max_pictures)
 
 
-def _one_view(views: Views, generator: torch.Generator | None) -> Views:
-    """One view per object, `[B]`: a random one, or the first without a generator."""
+def _one_view(views: Views, first_view_prob: float, generator: torch.Generator | None) -> Views:
+    """One view per object, `[B]`: the first with that probability, or without a generator; otherwise a random one."""
     batch, count, device = len(views.images), views.num_views, views.images.device
     if generator is None or count == 1:
         chosen = torch.zeros(batch, dtype=torch.long, device=device)
     else:
         chosen = torch.randint(count, (batch,), generator=generator, device=generator.device).to(device)
+        if first_view_prob > 0:
+            first = torch.rand(batch, generator=generator, device=generator.device).to(device) < first_view_prob
+            chosen = torch.where(first, 0, chosen)
     where = (torch.arange(batch, device=device), chosen)
     old = views.cameras
     cameras = Cameras(old.world_to_camera[where], old.intrinsics[where], old.height, old.width)

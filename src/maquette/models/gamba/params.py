@@ -71,6 +71,7 @@ class GambaParams:
             official code, counts all alike.
         lambda_radial: weight of the paper's radial mask loss; the official code has none.
         random_background_prob: probability per object of a random colour behind the supervised pictures.
+        first_view_prob: probability per object that training shows the first input view, otherwise a random one.
 
     Raises:
         InvalidInputError: sizes do not fit each other, or a value is out of its range.
@@ -113,6 +114,7 @@ class GambaParams:
     error_knee: float = 0.0
     lambda_radial: float = 0.0
     random_background_prob: float = 0.0
+    first_view_prob: float = 0.0
 
     def __post_init__(self) -> None:
         sizes = ("patch_size", "width", "num_layers", "state_size", "decoder_width", "cells_per_token", "num_bins")
@@ -132,7 +134,7 @@ class GambaParams:
                 f"{self.name}: num_parts must divide the {self.num_tokens} tokens, got {self.num_parts}"
             )
         self.encoder.num_patches(self.encoder_size)
-        for field in ("drop_path", "random_background_prob"):
+        for field in ("drop_path", "random_background_prob", "first_view_prob"):
             value = getattr(self, field)
             if not 0.0 <= value <= 1.0:
                 raise InvalidInputError(f"{self.name}: {field} must lie in 0..1, got {value}")
@@ -226,5 +228,6 @@ GAMBA_MINI = GambaParams(
     lambda_ssim=0.05,
     error_knee=0.02,
     random_background_prob=0.5,
+    first_view_prob=0.5,
 )
 """Ours, small enough to ship in the repository: 16,384 Gaussians, 4.0 M parameters with its own encoder."""

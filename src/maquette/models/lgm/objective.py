@@ -92,11 +92,12 @@ class LGMObjective:
             unchanged = (seen_images == images).flatten(2).all(-1)
             unchanged &= (seen_cameras.world_to_camera == input_cameras.world_to_camera).flatten(2).all(-1)
         backgrounds = draw_backgrounds(targets, params.random_background_prob if training else 0.0, generator)
-        depth: Tensor | None = None
+        compared = RenderedLoss.of(params, self.lpips)(gaussians, targets, target_cameras, backgrounds)
         if params.needs_depth and inputs.depths is not None:
             alpha = inputs.images[:, :, 3].float()
             depth = depth_term(gaussians, input_cameras, inputs.depths.float(), alpha, unchanged, params.splat_size)
-        return self._compare(gaussians, targets, target_cameras, backgrounds, depth)
+            compared = compared.with_term("depth", depth, params.lambda_depth)
+        return compared.result(self.max_pictures)
 
     def _augmented(self, images: Tensor, cameras: Cameras, generator: torch.Generator) -> tuple[Tensor, Cameras]:
         """Augments all input views but the first."""
@@ -111,33 +112,6 @@ class LGMObjective:
             matrices = torch.cat([cameras.world_to_camera[:, :1], jittered.world_to_camera], dim=1)
             cameras = Cameras(matrices, cameras.intrinsics, cameras.height, cameras.width)
         return images, cameras
-
-    def _compare(
-        self, gaussians: Gaussians, targets: Views, cameras: Cameras, backgrounds: Tensor, depth: Tensor | None
-    ) -> ObjectiveResult:
-        """The result on the target views; `depth` is the depth term, if there is one."""
-        params = self.params
-        compare = RenderedLoss(
-            size=params.output_size,
-            composite_twice=params.composite_twice,
-            lpips=self.lpips,
-            lambda_lpips=params.lambda_lpips,
-            lambda_ssim=params.lambda_ssim,
-            error_knee=params.error_knee,
-        )
-        compared = compare(gaussians, targets, cameras, backgrounds)
-        loss, metrics = compared.loss, dict(compared.metrics)
-        if depth is not None:
-            metrics["depth"] = depth
-            loss = loss + params.lambda_depth * depth
-        metrics["loss"] = loss
-        shown = slice(0, self.max_pictures)
-        return ObjectiveResult(
-            loss=loss,
-            metrics={name: value.detach() for name, value in metrics.items()},
-            pictures=compared.predicted[shown].detach(),
-            references=compared.references[shown].detach(),
-        )
 
 
 def depth_term(

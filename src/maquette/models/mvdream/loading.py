@@ -13,6 +13,7 @@ from maquette.errors import InvalidInputError, WeightsError
 from maquette.models.mvdream.encoders import LatentCodec, PictureEncoder, TextEncoder
 from maquette.models.mvdream.network import MultiViewUNet
 from maquette.models.mvdream.official import (
+    SUBJECTS,
     build_components,
     check_components,
     load_component,
@@ -20,6 +21,7 @@ from maquette.models.mvdream.official import (
 )
 from maquette.models.mvdream.params import MVDreamParams
 from maquette.models.mvdream.pipeline import MultiViewPipeline, Parts
+from maquette.models.mvdream.subjects import Subjects
 from maquette.models.mvdream.tokenizer import build_tokenizer, letter_tokenizer
 from maquette.weights import read_weights
 
@@ -56,9 +58,10 @@ def load_pipeline(
         tokenizer = build_tokenizer(vocabulary, merges, params.text_encoder)
     except (ValueError, TypeError, KeyError) as error:
         raise WeightsError(f"the tokenizer in {path} is broken: {error}") from error
+    subjects = Subjects.from_tensors(parts[SUBJECTS]) if params.subject_shares is not None else None
     return MultiViewPipeline(
         params,
-        assemble(params, networks, tokenizer),
+        assemble(params, networks, tokenizer, subjects),
         device=device,
         dtype=dtype,
         offload=offload,
@@ -99,8 +102,11 @@ def untrained_pipeline(
     )
 
 
-def assemble(params: MVDreamParams, networks: Mapping[str, nn.Module], tokenizer: Any) -> Parts:
-    """The parts of a pipeline from the networks of `build_components` and a tokenizer of transformers.
+def assemble(
+    params: MVDreamParams, networks: Mapping[str, nn.Module], tokenizer: Any, subjects: Subjects | None = None
+) -> Parts:
+    """The parts of a pipeline from the networks of `build_components`, a tokenizer of transformers and what guesses
+    subjects.
 
     Raises:
         InvalidInputError: the U-Net is of another class.
@@ -114,4 +120,5 @@ def assemble(params: MVDreamParams, networks: Mapping[str, nn.Module], tokenizer
         codec=LatentCodec(params.autoencoder, networks["vae"]),
         text=TextEncoder(params.text_encoder, networks["text_encoder"], tokenizer),
         picture=None if encoder is None else PictureEncoder(encoder, networks["image_encoder"]),
+        subjects=subjects,
     )

@@ -3,7 +3,8 @@
 Published as folders of diffusers components (`ashawkey/mvdream-sd2.1-diffusers`, `ashawkey/imagedream-ipmv-diffusers`
 on the Hugging Face Hub), which are conversions of the original checkpoints; the U-Net keeps the names of the original,
 there below `model.diffusion_model.`. Our weight file holds the tensors of all components under the same names, each
-below the name of its folder, and the two files of the tokenizer as bytes.
+below the name of its folder, and the two files of the tokenizer as bytes; that of our own model also what guesses the
+subject of a sentence (`maquette.models.mvdream.subjects`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ ORIGINAL_PREFIX = "model.diffusion_model."
 
 VOCABULARY, MERGES = "tokenizer.vocab", "tokenizer.merges"
 """Names of the tokenizer's files in our weight file, uint8 vectors."""
+
+SUBJECTS = "subjects"
+"""Before the names of what guesses subjects, in weight files of our own models."""
 
 _WEIGHT_FILES = (
     "diffusion_pytorch_model.safetensors",
@@ -144,7 +148,7 @@ def check_components(params: MVDreamParams, state: Mapping[str, Tensor], source:
     parts = split_state(state)
     with torch.device("meta"):
         components = build_components(params)
-    expected = {*components, "tokenizer"}
+    expected = {*components, "tokenizer"} | ({SUBJECTS} if params.subject_shares is not None else set())
     if set(parts) != expected:
         raise WeightsError(
             f"{source} holds {', '.join(sorted(parts))}; {params.name} has {', '.join(sorted(expected))}"

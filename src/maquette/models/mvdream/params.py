@@ -216,6 +216,10 @@ class MVDreamParams:
             place of the front that the model draws.
         default_steps, default_guidance: of the official examples.
         picture_guidance: default strength of guidance where there is a picture; None: `default_guidance`.
+        temperature: default strength of the noise that sampling starts from, relative to the training's, 0..1.
+        picture_temperature: likewise where there is a picture; None: `temperature`.
+        subject_shares: how much of the guidance the guessed subject of a sentence takes, in the first 30 % of the noise
+            levels and later, times the doubt about its words (`maquette.models.mvdream.subjects`); None: no guess.
 
     Raises:
         InvalidInputError: the parts do not fit each other.
@@ -236,6 +240,9 @@ class MVDreamParams:
     default_steps: int = 30
     default_guidance: float = 7.5
     picture_guidance: float | None = None
+    temperature: float = 1.0
+    picture_temperature: float | None = None
+    subject_shares: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         resampler, encoder = self.unet.resampler, self.picture_encoder
@@ -260,6 +267,11 @@ class MVDreamParams:
     def guidance_for(self, has_picture: bool) -> float:
         """Default strength of guidance with or without a picture."""
         return self.picture_guidance if has_picture and self.picture_guidance is not None else self.default_guidance
+
+    def temperature_for(self, has_picture: bool) -> float:
+        """Default strength of the first noise with or without a picture."""
+        own = self.picture_temperature
+        return own if has_picture and own is not None else self.temperature
 
     @property
     def takes_picture(self) -> bool:
@@ -321,11 +333,13 @@ MVDREAM_MINI = MVDreamParams(
         color_shortcut=True,
     ),
     noise=NoiseParams(prediction="v_prediction", from_pure_noise=True),
-    picture_border=0.3,
+    picture_border=0.25,
     picture_optional=True,
     picture_is_front=True,
     default_steps=10,
-    default_guidance=4.0,
+    default_guidance=5.0,
     picture_guidance=1.5,
+    picture_temperature=0.4,
+    subject_shares=(1.0, 0.67),
 )
 """Ours, small enough to ship: one model for a sentence, a picture or both, views with alpha; 9.8 M parameters."""

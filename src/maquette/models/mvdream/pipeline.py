@@ -15,7 +15,10 @@ from maquette.models.mvdream.encoders import LatentCodec, PictureEncoder, TextEn
 from maquette.models.mvdream.graphs import GraphedCall
 from maquette.models.mvdream.network import MultiViewUNet
 from maquette.models.mvdream.params import MVDreamParams
-from maquette.models.mvdream.sampling import Sampler, guided, sample_latents
+from maquette.models.mvdream.sampling import Sampler, composed, guided, sample_latents
+from maquette.models.mvdream.subjects import Subjects
+
+_EARLY = 0.7  # share of the timesteps from which on noise is strong: what kind of thing it is, is decided there
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,14 @@ class Parts:
         codec: pictures to latents and back.
         text: sentences to context tokens.
         picture: pictures to tokens; None if the model takes no picture.
+        subjects: guesses what a sentence is about; None for models that know enough words.
     """
 
     unet: MultiViewUNet
     codec: LatentCodec
     text: TextEncoder
     picture: PictureEncoder | None = None
+    subjects: Subjects | None = None
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
@@ -45,17 +50,21 @@ class Parts:
 class Conditions:
     """What the U-Net is told about one object; two rows (without, with condition) under guidance, otherwise one.
 
+    A third row tells the subject of a sentence alone.
+
     Attributes:
         text: `[R, T, D]`.
         cameras: `[R, F, 16]`.
         picture: adapter tokens `[R, P, D]`, or None.
         picture_latents: `[R, C, h, w]`, or None.
+        doubt: with three rows, how little the sentence says to the model, 0..1.
     """
 
     text: Tensor
     cameras: Tensor
     picture: Tensor | None = None
     picture_latents: Tensor | None = None
+    doubt: float = 0.0
 
 
 class MultiViewPipeline:
@@ -116,6 +125,7 @@ class MultiViewPipeline:
         num_samples: int = 1,
         steps: int | None = None,
         guidance: float | None = None,
+        temperature: float | None = None,
         sampler: Sampler = "ddim",
         eta: float = 0.0,
         elevation_deg: float = 0.0,
@@ -132,7 +142,9 @@ class MultiViewPipeline:
             negative_prompt: what not to show.
             seed: sample i is made from `seed + i`; the same seed gives the same bytes on the CPU.
             num_samples: objects to make; they are made one after another.
-            steps, guidance: None takes the model's defaults. Guidance 1 leaves out the unconditional half.
+            steps, guidance, temperature: None takes the model's defaults. Guidance 1 leaves out the unconditional half.
+                The noise that sampling starts from is `temperature` times as strong as in training, 0..1: towards 0 the
+                views become simpler, likelier and more alike from seed to seed (as in Kingma and Dhariwal, 2018).
             sampler: "ddim" or "dpm++".
             eta: share of fresh noise in each step of ddim.
             elevation_deg: of the four cameras.
@@ -143,10 +155,13 @@ class MultiViewPipeline:
         """
         steps = self.params.default_steps if steps is None else steps
         guidance = self.params.guidance_for(picture is not None) if guidance is None else guidance
+        temperature = self.params.temperature_for(picture is not None) if temperature is None else temperature
         if num_samples < 1:
             raise InvalidInputError(f"num_samples must be at least 1, got {num_samples}")
         if not guidance >= 1.0:
             raise InvalidInputError(f"guidance must be at least 1, got {guidance}")
+        if not 0.0 <= temperature <= 1.0:
+            raise InvalidInputError(f"temperature must lie in 0..1, got {temperature}")
         self._check_inputs(prompt, picture)
         samples = []
         for index in range(num_samples):
@@ -161,7 +176,14 @@ class MultiViewPipeline:
                     generator=generator,
                 )
                 latents = self.sample(
-                    conditions, steps, guidance, sampler=sampler, eta=eta, generator=generator, progress=report
+                    conditions,
+                    steps,
+                    guidance,
+                    temperature=temperature,
+                    sampler=sampler,
+                    eta=eta,
+                    generator=generator,
+                    progress=report,
                 )
                 samples.append(self.decode(latents))
         return torch.cat(samples)  # a usual tensor, not an inference one
@@ -175,7 +197,8 @@ class MultiViewPipeline:
         elevation_deg: float,
         generator: torch.Generator,
     ) -> Conditions:
-        """Encodes what the U-Net is told; with a negative prompt (even an empty one) an unconditional row comes first.
+        """Encodes what the U-Net is told; with a negative prompt (even an empty one) an unconditional row comes first,
+        and a model that guesses subjects appends that of a sentence alone.
 
         Args:
             prompt, picture, elevation_deg: see `__call__`.
@@ -183,6 +206,10 @@ class MultiViewPipeline:
             generator: of the CPU; draws the latents of the picture.
         """
         texts = [prompt] if negative_prompt is None else [negative_prompt, prompt]
+        doubt = 0.0
+        if self.parts.subjects is not None and negative_prompt is not None and picture is None:
+            doubt = self.parts.subjects.doubt(prompt)
+            texts.append(self.parts.subjects.guess(prompt))
         with self._in_place(self.parts.text.network):
             text = self.parts.text(texts)
         cameras = camera_conditions(self.params.num_views, elevation_deg, with_picture=self.params.takes_picture)
@@ -191,7 +218,7 @@ class MultiViewPipeline:
             return Conditions(text, cameras)
         if picture is None:
             adapted, latents = self._without_picture(len(texts))
-            return Conditions(text, cameras, adapted, latents)
+            return Conditions(text, cameras, adapted, latents, doubt)
         with self._in_place(self.parts.picture.network):
             tokens = self.parts.picture(to_planes(picture, 3)[None])
         with self._in_place(self.parts.codec.network):
@@ -220,6 +247,7 @@ class MultiViewPipeline:
         guidance: float,
         *,
         generator: torch.Generator,
+        temperature: float = 1.0,
         sampler: Sampler = "ddim",
         eta: float = 0.0,
         progress: Callable[[int, int], None] | None = None,
@@ -232,12 +260,16 @@ class MultiViewPipeline:
         def predict(latents: Tensor, timestep: Tensor) -> Tensor:
             given = (latents.expand(rows, -1, -1, -1, -1), timestep.expand(rows), conditions.cameras, conditions.text)
             prediction = self._predict((*given, conditions.picture, conditions.picture_latents), rows).float()
+            if rows == 3:
+                early, late = params.subject_shares or (0.0, 0.0)
+                share = conditions.doubt * torch.where(timestep >= _EARLY * params.noise.num_steps, early, late)
+                return composed(prediction[:1], prediction[1:2], prediction[2:], guidance, share)
             return prediction if rows == 1 else guided(prediction[:1], prediction[1:], guidance)
 
         with self._in_place(self.parts.unet):
             return sample_latents(
                 predict,
-                start.to(self.device),
+                (start * temperature).to(self.device),
                 params.noise,
                 steps,
                 sampler=sampler,

@@ -96,3 +96,10 @@ def sample_latents(
 def guided(unconditional: Tensor, conditional: Tensor, guidance: float) -> Tensor:
     """Classifier-free guidance: the conditional prediction, pushed away from the unconditional one."""
     return unconditional + guidance * (conditional - unconditional)
+
+
+def composed(
+    unconditional: Tensor, conditional: Tensor, subject: Tensor, guidance: float, share: float | Tensor
+) -> Tensor:
+    """Guidance by two conditions at once, `share` of it (0..1) by the subject: Liu et al., 2022, equation 11."""
+    return guided(unconditional, torch.lerp(conditional, subject, share), guidance)

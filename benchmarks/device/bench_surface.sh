@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Times surfaces on a lent GPU machine: Gaussians to a textured GLB, and refinement by normals.
+#   COMMIT=HASH benchmarks/device/bench_surface.sh    results in $OUT: convert_cuda.* and refine.* (json, md), logs
+# Variables:
+#   WHEELS    folder with wheels that the machine lacks (xatlas, fast-simplification, tyro and what it needs)
+#   ASSETS    archive or folder with the test assets
+#   IDS       of the objects to refine; VIEWS: folders of views to convert; SETS: few, all or both, as of convert.py
+#   ROOT      where benchmarks/, examples/ and src/ lie
+set -euo pipefail
+: "${OUT:?folder for results}" "${WHEELS:=.whl-surface}" "${ASSETS:=.carry/assets.tar.xz}" "${ROOT:=.}"
+: "${IDS:=aws-house-shoerack_01 kaykit-furniture-cactus_medium_a}"
+# shellcheck disable=SC2086
+: "${SETS:=few all}" "${VIEWS:=$ROOT/examples/taxi $ROOT/examples/cactus}"
+export PYTHONPATH="$ROOT/src:/tmp/site" PYTHONUNBUFFERED=1
+if [ -d "$WHEELS" ] && [ ! -d /tmp/site ]; then
+  python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target /tmp/site "$WHEELS"/*.whl
+fi
+nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
+python3 -c "import numba, numpy, scipy, skimage, torch; print(*(m.__name__ + ' ' + m.__version__ for m in (numba, numpy, scipy, skimage, torch)))"
+read -ra views <<< "$VIEWS"
+read -ra ids <<< "$IDS"
+timeout 200 python3 "$ROOT/benchmarks/refine.py" --device cuda --assets "$ASSETS" --ids "${ids[@]}" -o "$OUT" \
+  ${COMMIT:+--commit "$COMMIT"} > "$OUT/refine.log" 2>&1 || echo "refine.py failed"
+tail -n 14 "$OUT/refine.log"
+timeout 150 python3 "$ROOT/benchmarks/convert.py" --device cuda --views "${views[@]}" --sets $SETS -o "$OUT" ${COMMIT:+--commit "$COMMIT"} \
+  > "$OUT/convert.log" 2>&1 || echo "convert.py failed"
+tail -n 14 "$OUT/convert.log"

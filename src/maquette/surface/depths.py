@@ -1,0 +1,259 @@
+"""Depth from normal maps: pieces of surface integrated within each view, and placed where the other views agree.
+
+Within a view, normals that change slowly from pixel to pixel tell the shape of a piece of surface up to one number, its
+distance. That is searched for: at the right one, the other views show the same normals where the piece projects. What
+one view says another one has to confirm, else it is dropped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from maquette.cameras import Cameras
+from maquette.raster.mesh import pinhole_parameters
+from maquette.surface.manifold import Doubles
+from maquette.surface.normal_maps import NormalMaps
+
+_SAME_PIECE = 0.985
+"""Least cosine of neighbouring normals of one piece."""
+_LEAST_SLOPE = 0.05
+"""Cosine to the line of sight below which the depth of neighbours is not related."""
+_COVERED, _LEAST_PIXELS = 0.9, 12
+_POINTS = 300
+"""Pixels of a piece that take part in the search, at most."""
+_STEP, _REACH = 0.003, 0.6
+"""Of the search, in the logarithm of depth, from the given surface inwards."""
+_FACING = 0.15
+"""Cosine to its line of sight from which another view counts."""
+_ALIKE, _EQUAL = 0.9, 0.99
+"""Cosines of normals from which two pixels may show the same surface, and surely look the same."""
+_SURE, _LEAST_PEAK, _PEAKS, _APART = 0.8, 0.1, 4, 4
+"""Distances worth a closer look: highest within so many steps, on the mean and on the share of sure pixels."""
+_WINDOW, _PRIOR, _NEARLY, _LEAST_SCORE = 9, 1.0, 0.7, 0.45
+"""A pixel looks at a window around it, adds what its whole piece says, and takes the nearest of what is nearly best."""
+_NEAR = 0.02
+"""Difference in depth, relative to it, up to which two views mean the same surface."""
+
+
+@dataclass(frozen=True)
+class _Views:
+    """Normal maps prepared for look-ups: camera axes are OpenCV's."""
+
+    cameras: Cameras
+    normals: Tensor
+    covered: Tensor
+    possible: Tensor
+    rays: Tensor
+    matrices: Tensor
+    pinhole: Tensor
+
+
+def depth_maps(maps: NormalMaps, front: Tensor) -> Tensor:
+    """Depth along z of what the maps show, `[V, H, W]` float64; 0 where nothing certain is known.
+
+    Args:
+        maps: three or more; small ones (256 pixels) do.
+        front: depth of a surface that nothing lies in front of, such as the visual hull's, `[V, H, W]`; 0 for none.
+    """
+    views = _prepared(maps)
+    found = torch.zeros_like(front, dtype=torch.float64)
+    for view in range(len(front)):
+        piece, relative = _pieces(views, view)
+        _place(views, view, piece, relative, front[view].double(), found)
+    return _agreeing(views, found)
+
+
+def _prepared(maps: NormalMaps) -> _Views:
+    cameras = maps.cameras
+    pinhole = pinhole_parameters(cameras).double()
+    device = cameras.device
+    column = torch.arange(cameras.width, device=device).double() + 0.5
+    row = torch.arange(cameras.height, device=device).double() + 0.5
+    x = (column[None, :] - pinhole[:, 2, None]) / pinhole[:, 0, None]
+    y = (row[None, :] - pinhole[:, 3, None]) / pinhole[:, 1, None]
+    shape = (len(pinhole), cameras.height, cameras.width)
+    rays = torch.stack([x[:, None, :].expand(shape), y[:, :, None].expand(shape), torch.ones(shape).to(x)], dim=-1)
+    possible = torch.nn.functional.max_pool2d((maps.alpha > 0)[:, None].float(), 3, 1, 1)[:, 0] > 0
+    matrices = cameras.world_to_camera.double()
+    return _Views(cameras, maps.normals.double(), maps.alpha > _COVERED, possible, rays, matrices, pinhole)
+
+
+def _pieces(views: _Views, view: int) -> tuple[NDArray[np.int64], Doubles]:
+    """Number of every pixel's piece `[H, W]`, -1 for none, and its logarithm of depth up to a constant of the piece."""
+    from scipy import sparse
+    from scipy.sparse import csgraph
+    from scipy.sparse.linalg import spsolve
+
+    covered = views.covered[view].cpu().numpy()
+    normals = (views.normals[view] @ views.matrices[view, :3, :3].T).cpu().numpy()
+    rays = views.rays[view].cpu().numpy()
+    index = np.full(covered.shape, -1)
+    count = int(covered.sum())
+    index[covered] = np.arange(count)
+    first, second, slope, change = [], [], [], []
+    for axis, focal in ((1, float(views.pinhole[view, 0])), (0, float(views.pinhole[view, 1]))):
+        here, there = (
+            tuple(np.take(a, range(s, a.shape[axis] - 1 + s), axis) for a in (covered, normals, rays, index))
+            for s in (0, 1)
+        )
+        mean = (here[1] + there[1]) / 2
+        along = (mean * (here[2] + there[2]) / 2).sum(axis=-1)
+        linked = here[0] & there[0] & ((here[1] * there[1]).sum(axis=-1) > _SAME_PIECE) & (along < -_LEAST_SLOPE)
+        first.append(here[3][linked])
+        second.append(there[3][linked])
+        slope.append(along[linked])
+        change.append(-mean[..., 0 if axis == 1 else 1][linked] / focal)
+    a, b, weight, wanted = (np.concatenate(part) for part in (first, second, slope, change))
+    number, label = csgraph.connected_components(
+        sparse.coo_matrix((np.ones(len(a), np.int8), (a, b)), shape=(count, count)), directed=False
+    )
+    # Least squares of weight * (depth_b - depth_a) = wanted, by the normal equations.
+    ends = np.concatenate([a, b])
+    diagonal = np.bincount(ends, np.tile(weight**2, 2), count) + 1e-9
+    off = sparse.coo_matrix((-(weight**2), (a, b)), shape=(count, count))
+    system = (off + off.T + sparse.diags(diagonal)).tocsc()
+    right = np.bincount(b, weight * wanted, count) - np.bincount(a, weight * wanted, count)
+    solved = spsolve(system, right)
+    solved -= (np.bincount(label, solved, number) / np.bincount(label, minlength=number))[label]
+    piece, relative = np.full(covered.shape, -1, np.int64), np.zeros(covered.shape)
+    piece[covered], relative[covered] = label, solved
+    return piece, relative
+
+
+def _place(views: _Views, view: int, piece: NDArray[np.int64], relative: Doubles, front: Tensor, found: Tensor) -> None:
+    """Finds the distance of every piece of a view and writes the depth of what the other views confirm to `found`.
+
+    What looks like one piece can be two, one behind the other, with the same normal: every pixel chooses among the
+    distances that suit many of them, by what is confirmed around it.
+    """
+    start = front.log().cpu().numpy()
+    generator = np.random.default_rng(0)
+    order = np.argsort(piece, axis=None, kind="stable")
+    sizes = np.bincount(piece.reshape(-1) + 1)
+    ends = np.cumsum(sizes)
+    for number in np.flatnonzero(sizes[1:] >= _LEAST_PIXELS):
+        rows, columns = np.unravel_index(order[ends[number] : ends[number + 1]], piece.shape)
+        inside = np.isfinite(start[rows, columns])
+        if inside.sum() < _LEAST_PIXELS:
+            continue
+        rows, columns = rows[inside], columns[inside]
+        shape = relative[rows, columns]
+        lowest = float(np.quantile(start[rows, columns] - shape, 0.1)) - 2 * _STEP
+        some = generator.permutation(len(rows))[:_POINTS]
+        offsets = _candidates(views, view, rows[some], columns[some], shape[some], lowest)
+        if not len(offsets):
+            continue
+        depths = torch.from_numpy(np.exp(shape + offsets[:, None])).to(found)
+        agreed, outside = _confirmed(views, view, rows, columns, depths)
+        around = _around((agreed - outside).cpu().numpy(), rows, columns)
+        total = around + _PRIOR * (agreed - outside).mean(dim=1).cpu().numpy()[:, None]
+        # A farther piece with the same normal, hidden here, is confirmed as well: the nearest one is seen.
+        best = (total >= _NEARLY * total.max(axis=0)).argmax(axis=0)
+        each = np.arange(len(rows))
+        good = (around[best, each] > _LEAST_SCORE) & ((agreed - outside).cpu().numpy()[best, each] > 0)
+        chosen = depths[torch.from_numpy(best), torch.from_numpy(each)]
+        found[view, torch.from_numpy(rows[good]), torch.from_numpy(columns[good])] = chosen[torch.from_numpy(good)]
+
+
+def _around(values: Doubles, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Doubles:
+    """Mean of values `[K, P]` at pixels over those of the same piece in a window around each."""
+    from scipy import ndimage
+
+    row, column = rows - rows.min(), columns - columns.min()
+    picture = np.zeros((len(values) + 1, int(row.max()) + 1, int(column.max()) + 1))
+    picture[:-1, row, column], picture[-1, row, column] = values, 1
+    sums = ndimage.uniform_filter(picture, (0, _WINDOW, _WINDOW), mode="constant")[:, row, column]
+    mean: Doubles = sums[:-1] / sums[-1]
+    return mean
+
+
+def _candidates(
+    views: _Views, view: int, rows: NDArray[np.int64], columns: NDArray[np.int64], shape: Doubles, lowest: float
+) -> Doubles:
+    """Offsets of the logarithm of depth at which the other views agree with a piece, or with much of it."""
+    offsets = lowest + _STEP * np.arange(int(_REACH / _STEP))
+    depths = torch.from_numpy(np.exp(offsets[:, None] + shape[None])).to(views.rays)
+    agreed, outside = _confirmed(views, view, rows, columns, depths)
+    confirmed = agreed - outside
+    peaks = torch.zeros(len(offsets), dtype=torch.bool)
+    for curve in (confirmed.mean(dim=1), (confirmed > _SURE).double().mean(dim=1)):
+        highest = torch.nn.functional.max_pool1d(curve[None, None], 2 * _APART + 1, 1, _APART)[0, 0]
+        peak = (curve >= highest) & (curve >= _LEAST_PEAK)
+        peak &= curve >= curve[peak].topk(min(_PEAKS, int(peak.sum()))).values.min() if peak.any() else peak
+        peaks |= peak.cpu()
+    chosen: Doubles = offsets[peaks.numpy()]
+    return chosen
+
+
+def _confirmed(
+    views: _Views, view: int, rows: NDArray[np.int64], columns: NDArray[np.int64], depths: Tensor
+) -> tuple[Tensor, Tensor]:
+    """How far the other views that a point faces show its normal, 0..1, and whether one shows nothing there.
+
+    Args:
+        views, view: the maps, and whose pixels these are.
+        rows, columns: of the pixels `[P]`.
+        depths: supposed ones `[K, P]`.
+
+    Returns:
+        Two tensors `[K, P]`.
+    """
+    at = (torch.from_numpy(rows), torch.from_numpy(columns))
+    rotation, shift = views.matrices[view, :3, :3], views.matrices[view, :3, 3]
+    points = (views.rays[view][at] * depths[..., None] - shift) @ rotation
+    normals = views.normals[view][at]
+    others = [i for i in range(len(views.matrices)) if i != view]
+    total, agreed = torch.zeros_like(depths), torch.zeros_like(depths)
+    outside = torch.zeros_like(depths)
+    for other in others:
+        seen, shown = _look_up(views, other, points)
+        towards = views.cameras.positions[other].to(points) - points
+        facing = (towards * normals).sum(dim=-1) / towards.norm(dim=-1)
+        weight = torch.where(facing > _FACING, facing, 0.0)
+        alike = ((shown * normals).sum(dim=-1) - _ALIKE) / (_EQUAL - _ALIKE)
+        total += weight
+        agreed += weight * alike.clamp(0, 1) * seen
+        outside = torch.maximum(outside, 1.0 - seen.to(outside))
+    return agreed / total.clamp_min(1e-6), outside
+
+
+def _look_up(views: _Views, view: int, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether a view may show something at points `[..., 3]`, and the normals that it shows there."""
+    column, row, inside, _ = _projected(views, view, points)
+    return views.possible[view][row, column] & inside, views.normals[view][row, column]
+
+
+def _projected(views: _Views, view: int, points: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Column and row of the pixels, clamped, of points `[..., 3]`, whether they lie in the picture, and their depth."""
+    local = points @ views.matrices[view, :3, :3].T + views.matrices[view, :3, 3]
+    fx, fy, cx, cy = views.pinhole[view]
+    depth = local[..., 2].clamp_min(1e-6)
+    column, row = (fx * local[..., 0] / depth + cx).floor().long(), (fy * local[..., 1] / depth + cy).floor().long()
+    width, height = views.cameras.width, views.cameras.height
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    return column.clamp(0, width - 1), row.clamp(0, height - 1), inside, depth
+
+
+def _agreeing(views: _Views, found: Tensor) -> Tensor:
+    """The depths that another view's depth confirms, and fewer see past than confirm."""
+    kept = torch.zeros_like(found)
+    for view in range(len(found)):
+        at = (found[view] > 0).nonzero(as_tuple=True)
+        rotation, shift = views.matrices[view, :3, :3], views.matrices[view, :3, 3]
+        points = (views.rays[view][at] * found[view][at][:, None] - shift) @ rotation
+        support, against = torch.zeros(len(points)).to(found), torch.zeros(len(points)).to(found)
+        for other in range(len(found)):
+            if other == view:
+                continue
+            column, row, inside, depth = _projected(views, other, points)
+            there = torch.where(inside, found[other][row, column], 0.0)
+            support += (there > 0) & ((there / depth - 1).abs() < _NEAR)
+            against += (there > 0) & (there / depth - 1 > _NEAR)
+        good = support > against
+        kept[view][tuple(a[good] for a in at)] = found[view][at][good]
+    return kept
