@@ -42,7 +42,7 @@ class Made:
 
 @dataclass(frozen=True)
 class _Inputs:
-    source: gr.State
+    source: gr.Textbox
     picture: gr.Image
     words: gr.Textbox
     sentence: gr.Textbox
@@ -115,7 +115,7 @@ def create_tab(desk: Desk, job: gr.State) -> None:
 
 
 def _inputs(desk: Desk) -> _Inputs:
-    source = gr.State("picture")
+    source = gr.Textbox("picture", visible=False)  # set in the browser: no answer of the server to wait for
     with gr.Tabs():
         with gr.Tab("Picture") as by_picture:
             picture = gr.Image(
@@ -143,9 +143,7 @@ def _inputs(desk: Desk) -> _Inputs:
             if desk.examples.views:
                 gr.Examples([[path] for path in desk.examples.views], [views], label="Examples")
     for tab, name in ((by_picture, "picture"), (by_sentence, "sentence"), (by_views, "views")):
-        tab.select(
-            lambda chosen=name: chosen, None, source, queue=False, show_progress="hidden", api_visibility="private"
-        )
+        tab.select(None, None, source, js=f"() => '{name}'", api_visibility="private")
     quality = gr.Radio(
         [("Fast", create.FAST), ("Fitted mesh (slower)", create.FITTED)], value=create.FAST, label="Quality"
     )
