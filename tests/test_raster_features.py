@@ -184,6 +184,35 @@ def test_gaussians_with_a_bad_feature_are_left_out(backend: str) -> None:
     assert extra is not None and all((g[:, 1::2] == 0).all() for g in [*gradients, extra])
 
 
+@pytest.mark.parametrize("case", ["none", "behind"])
+@on(*ALL)
+def test_features_and_patches_of_nothing(backend: str, case: str) -> None:
+    scene = surface_scene(views=2, count=0 if case == "none" else 5, height=20, width=20, seed=44)
+    scene.world_to_camera[..., 2, 3] = -3.0
+    harmonics = torch.zeros(1, len(scene.values[3][0]), 4, 3)
+    scene = scene.replace(colors=harmonics).to(device_of(backend))
+    options = {"crop": (3, 4, 9, 8), "antialiased": True, "depth_mode": "expected"}
+    images, gradients, extra = run(scene, backend, features_of(scene, 4), **options)
+    assert [image.shape[2:] for image in images] == [(3, 8, 9), (8, 9), (8, 9), (4, 8, 9)]
+    assert torch.equal(images[0], scene.background[..., None, None].expand_as(images[0]))
+    assert extra is not None and not any(t.any() for t in [*images[1:], *gradients, extra])
+
+
+@on(*FAST)
+def test_second_backward_pass_with_features(backend: str) -> None:
+    """Also with colours of every view, whose gradients are taken out of a shared buffer."""
+    scene = surface_scene(views=2, count=60, height=20, width=20, seed=45)
+    coefficients = 0.2 * torch.randn(1, 60, 4, 3, generator=torch.Generator().manual_seed(0))
+    scene = scene.replace(colors=coefficients).to(device_of(backend))
+    values = [v.clone().requires_grad_() for v in (*scene.values, features_of(scene, 4).to(scene.values[0]))]
+    image = render_gaussians(*nouns(scene, values[:5]), features=values[5], backend=backend)
+    loss = sum(output.square().sum() for output in outputs_of(image))
+    assert isinstance(loss, Tensor)
+    first = torch.autograd.grad(loss, values, retain_graph=True)
+    for a, b in zip(first, torch.autograd.grad(loss, values), strict=True):
+        assert (a - b).norm() <= 1e-5 * a.norm()
+
+
 # --- antialiased mode ------------------------------------------------------------------------------------------------
 
 
