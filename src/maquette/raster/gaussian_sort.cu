@@ -127,7 +127,7 @@ sort_large(u32* pairs, u32* scratch, const u32* depths, const u32* starts, const
             offsets[tid] = before;
         }
         for (u32 round = 0; round < size; round += 1024) {
-            for (int i = tid; i < 32 * 256; i += 1024) places[0][i] = 0;
+            for (int i = tid; i < 32 * 256; i += 1024) places[i >> 8][i & 255] = 0;
             __syncthreads();
             const bool live = round + tid < size;
             const u32 value = live ? from[round + tid] : 0;
