@@ -38,13 +38,15 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def on_cpu(libraries: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_on_cpu(cuda, libraries, monkeypatch)
     monkeypatch.setattr(cuda, "current_stream", lambda: None)
+    monkeypatch.setattr(cuda, "_copy_to_host", lambda values: values.tolist)
+    monkeypatch.setattr(cuda, "_NUM_PAIRS", {})
 
 
 def run(scene: Scene, upstream: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """Images and gradients of the kernels."""
     values = [value.detach().clone().requires_grad_() for value in scene.values]
     cameras = (scene.world_to_camera, scene.intrinsics, scene.background)
-    outputs = cuda._Rasterize.apply(*values, *cameras, scene.height, scene.width, scene.scale_modifier)
+    outputs = cuda._Rasterize.apply(*values, *cameras, scene.height, scene.width, scene.scale_modifier, True)
     return [output.detach() for output in outputs], list(torch.autograd.grad(outputs, values, upstream))
 
 
@@ -70,3 +72,27 @@ def test_long_tiles(count: int, equal_depth: bool) -> None:
         assert (image - expected).abs().mean() < 2e-5
     for gradient, expected in zip(gradients, truth_gradients, strict=True):
         assert (gradient - expected).norm() < 5e-2 * expected.norm()
+
+
+def test_guess_of_the_number_of_pairs() -> None:
+    """Too short, exact or far too long a pair list from an earlier call: the same image, whole gradients."""
+    scene = surface_scene(views=2, count=80, height=32, width=32, seed=6)
+    upstream = scene.upstream()
+    images, gradients = run(scene, upstream)
+    ((key, pairs),) = cuda._NUM_PAIRS.items()
+    assert pairs > 80
+    for guess in (0, 5, pairs // 2, pairs, 10 * pairs):
+        cuda._NUM_PAIRS[key] = guess
+        again, again_gradients = run(scene, upstream)
+        assert cuda._NUM_PAIRS == {key: pairs}
+        assert all(torch.equal(a, b) for a, b in zip(images, again, strict=True))
+        for a, b in zip(gradients, again_gradients, strict=True):
+            assert (a - b).norm() <= 1e-5 * b.norm()
+
+
+def test_without_gradients_the_image_is_the_same() -> None:
+    scene = surface_scene(views=2, count=80, height=32, width=32, seed=6)
+    images, _ = run(scene, scene.upstream())
+    cameras = (scene.world_to_camera, scene.intrinsics, scene.background)
+    plain = cuda._Rasterize.apply(*scene.values, *cameras, scene.height, scene.width, scene.scale_modifier, False)
+    assert all(torch.equal(a, b) for a, b in zip(images, plain, strict=True))

@@ -1,8 +1,9 @@
 """Gaussian rasterizer on NVIDIA GPUs: CUDA C++ kernels (`gaussian_*.cu`) compiled at first use through NVRTC.
 
-All views of all items go through each kernel together. Forward: project and count per tile; segment the pair list
-(one host synchronisation, to allocate it); write the pairs; order every tile's segment by depth; blend. The image is
-the same to the last bit in every run. Backward: blend again, adding the gradients of the projected Gaussians; then one
+All views of all items go through each kernel together. Forward: project and count per tile; segment the pair list;
+write the pairs; order every tile's segment by depth; blend. The host allocates the pair list by the number of pairs of
+the last call of the same shape, so that the GPU does not wait for it, and looks at the true number afterwards: if there
+are more, it begins again. The image is the same to the last bit in every run. Backward: blend again, adding the gradients of the projected Gaussians; then one
 pass per Gaussian over its views. Its floating-point atomics make the last digits of gradients vary between runs.
 """
 
@@ -40,6 +41,11 @@ _GRADIENT_THREADS = 128
 _RECORD_FLOATS = 8
 _GRADIENT_FLOATS = 10
 _TOTALS = 5
+_SORT_BLOCKS = 512
+
+_NUM_PAIRS: dict[tuple[int | None, _Shape], int] = {}
+"""Pairs of the last call by device and shape."""
+_MAX_SHAPES = 256
 
 
 @dataclass(frozen=True)
@@ -83,14 +89,15 @@ class _Bins:
 
     Attributes:
         records: `[BV * N, 8]` float32, see gaussian_common.cuh.
-        slots: number of each record among the visible ones, in any order, -1 when culled, `[BV * N]` int32.
-        num_visible: number of visible records.
+        slots: number of each record among the visible ones, in any order, -1 when culled, `[BV * N]` int32; None
+            where no gradients will be asked for.
+        num_visible: number of visible records, with slots.
         pairs: record indices, int32.
         segments: starts and ends of the tiles' segments, `[2, T]` int32.
     """
 
     records: Tensor
-    slots: Tensor
+    slots: Tensor | None
     num_visible: int
     pairs: Tensor
     segments: Tensor
@@ -133,8 +140,9 @@ def rasterize(
         raise InvalidInputError(f"the CUDA backend needs CUDA tensors, got {means.device}: move them with .to('cuda')")
     constants = [_kernel_ready(t.detach()) for t in (world_to_camera, intrinsics, background)]
     values = [_kernel_ready(t) for t in (means, quats, scales, opacities, colors)]
+    differentiable = torch.is_grad_enabled() and any(value.requires_grad for value in values)
     apply: Callable[..., tuple[Tensor, Tensor, Tensor]] = _Rasterize.apply
-    return apply(*values, *constants, height, width, scale_modifier)
+    return apply(*values, *constants, height, width, scale_modifier, differentiable)
 
 
 def _kernel_ready(value: Tensor) -> Tensor:
@@ -159,6 +167,7 @@ class _Rasterize(torch.autograd.Function):
         height: int,
         width: int,
         scale_modifier: float,
+        differentiable: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         shape = _Shape(means.shape[0], world_to_camera.shape[1], means.shape[1], height, width)
         if max(shape.records, shape.tiles) > MAX_INDEX or shape.tiles_per_view > MAX_TILES_PER_VIEW:
@@ -169,8 +178,10 @@ class _Rasterize(torch.autograd.Function):
         gaussians = (means, quats, scales, opacities, colors)
         with torch.cuda.device(means.device):
             images = _empty_images(shape, colors)  # before the GPU has to wait for the host
-            bins = _bin(shape, gaussians, (world_to_camera, intrinsics), scale_modifier)
+            bins = _bin(shape, gaussians, (world_to_camera, intrinsics), scale_modifier, differentiable)
             _blend(shape, bins, colors, background, images)
+        if not differentiable:
+            return images
         ctx.set_materialize_grads(False)
         ctx.shape, ctx.scale_modifier, ctx.bins = shape, scale_modifier, bins
         ctx.save_for_backward(*gaussians, world_to_camera, intrinsics, *images)
@@ -186,23 +197,54 @@ class _Rasterize(torch.autograd.Function):
             # The bins are let go as soon as they are used, to save memory; a second backward pass makes them again.
             bins = ctx.bins or _bin(shape, gaussians, cameras, scale_modifier)
             slots, ctx.bins = bins.slots, None
+            assert slots is not None
             record_gradients = _blend_backward(shape, bins, gaussians[4], images, upstream)
             del bins
             gradients = _project_backward(shape, gaussians, cameras, slots, record_gradients, scale_modifier)
-        return (*gradients, None, None, None, None, None, None)
+        return (*gradients, None, None, None, None, None, None, None)
 
 
-def _bin(shape: _Shape, gaussians: tuple[Tensor, ...], cameras: tuple[Tensor, ...], scale_modifier: float) -> _Bins:
-    """Projects the Gaussians and lists them by tile, front to back. Synchronises with the host once."""
+def _bin(
+    shape: _Shape,
+    gaussians: tuple[Tensor, ...],
+    cameras: tuple[Tensor, ...],
+    scale_modifier: float,
+    differentiable: bool = True,
+) -> _Bins:
+    """Projects the Gaussians and lists them by tile, front to back."""
+    device = cameras[0].device
+    last = _NUM_PAIRS.get((device.index, shape))
+    bins = _try_bin(shape, gaussians, cameras, scale_modifier, differentiable, last)
+    if bins is None:
+        bins = _try_bin(shape, gaussians, cameras, scale_modifier, differentiable, None)
+        assert bins is not None
+    return bins
+
+
+def _try_bin(
+    shape: _Shape,
+    gaussians: tuple[Tensor, ...],
+    cameras: tuple[Tensor, ...],
+    scale_modifier: float,
+    differentiable: bool,
+    expected_pairs: int | None,
+) -> _Bins | None:
+    """The bins, or None when the pair list was too short for them.
+
+    `expected_pairs` is a guess of the number of pairs, to which an eighth is added; with None the host waits for the
+    true number.
+    """
     kernels = load_kernels("gaussian_bin.cu", ("project_and_count", "allocate_segments", "write_pairs"))
     device, stream = cameras[0].device, current_stream()
     records = torch.empty(shape.records, _RECORD_FLOATS, dtype=torch.float32, device=device)
-    depths, slots = (torch.empty(shape.records, dtype=torch.int32, device=device) for _ in range(2))
+    depths = torch.empty(shape.records, dtype=torch.int32, device=device)
+    slots = torch.empty_like(depths) if differentiable else None
     # 64-bit totals, then segment starts and write cursors; the cursors begin as counts.
     workspace = torch.zeros(2 * _TOTALS + 2 * shape.tiles, dtype=torch.int32, device=device)
     totals, segments = workspace[: 2 * _TOTALS], workspace[2 * _TOTALS :].view(2, shape.tiles)
     starts, cursors = segments
     lists = torch.empty(3, shape.tiles, dtype=torch.int32, device=device)  # medium and large tiles, scratch starts
+    medium, large, scratch_starts = lists
     blocks_per_view = math.ceil(shape.count / _PROJECT_THREADS)
     grid, image = shape.images * blocks_per_view, (shape.width, shape.height)
     outputs = (records, depths, slots, cursors, totals)
@@ -210,34 +252,65 @@ def _bin(shape: _Shape, gaussians: tuple[Tensor, ...], cameras: tuple[Tensor, ..
     project = kernels["project_and_count"]
     launch(project, grid, _PROJECT_THREADS, *gaussians, *cameras, *outputs, *sizes, scale_modifier, stream=stream)
     segment_grid, limits = math.ceil(shape.tiles / _SEGMENT_THREADS), (MEDIUM_TILE_PAIRS, LARGE_TILE_PAIRS)
-    segment_arguments = (cursors, starts, totals, *lists, shape.tiles, *limits)
+    segment_arguments = (cursors, starts, totals, medium, large, scratch_starts, shape.tiles, *limits)
     launch(kernels["allocate_segments"], segment_grid, _SEGMENT_THREADS, *segment_arguments, stream=stream)
-    num_pairs, num_medium, num_large, large_pairs, num_visible = totals.view(torch.int64).tolist()
+    wait_for_totals = _copy_to_host(totals.view(torch.int64))
+    capacity = _checked(wait_for_totals()[0]) if expected_pairs is None else expected_pairs + expected_pairs // 8
+    pairs = torch.empty(min(capacity, MAX_INDEX), dtype=torch.int32, device=device)
+    pair_arguments = (records, cursors, pairs, pairs.numel(), shape.count, blocks_per_view, *image)
+    launch(kernels["write_pairs"], grid, _PROJECT_THREADS, *pair_arguments, stream=stream)
+    _sort(pairs, depths, segments, medium, totals, stream)
+    num_pairs, _, num_large, large_pairs, num_visible = wait_for_totals()
+    _remember(device.index, shape, _checked(num_pairs))
+    if num_pairs > pairs.numel():
+        return None
+    if num_large:
+        kernel = load_kernels("gaussian_sort.cu", ("sort_large",))["sort_large"]
+        scratch = torch.empty(large_pairs, dtype=torch.int32, device=device)
+        arguments = (pairs, scratch, depths, starts, cursors, large, scratch_starts)
+        launch(kernel, num_large, 1024, *arguments, stream=stream)
+    return _Bins(records, slots, num_visible, pairs, segments)
+
+
+def _copy_to_host(values: Tensor) -> Callable[[], list[int]]:
+    """Starts a copy behind the work of the current stream; what is returned waits for it and gives the numbers."""
+    copy = values.to("cpu", non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+
+    def wait() -> list[int]:
+        arrived.synchronize()
+        numbers: list[int] = copy.tolist()
+        return numbers
+
+    return wait
+
+
+def _checked(num_pairs: int) -> int:
     if num_pairs > MAX_INDEX:
         raise UnsupportedError(
             f"{num_pairs} (tile, Gaussian) pairs are more than the CUDA backend indexes ({MAX_INDEX}): render fewer "
             "views per call, or check that the scales are not far too large"
         )
-    pairs = torch.empty(num_pairs, dtype=torch.int32, device=device)
-    pair_arguments = (records, cursors, pairs, shape.count, blocks_per_view, *image)
-    launch(kernels["write_pairs"], grid, _PROJECT_THREADS, *pair_arguments, stream=stream)
-    _sort(pairs, depths, segments, lists, (num_medium, num_large, large_pairs))
-    return _Bins(records, slots, num_visible, pairs, segments)
+    return num_pairs
 
 
-def _sort(pairs: Tensor, depths: Tensor, segments: Tensor, lists: Tensor, totals: tuple[int, int, int]) -> None:
-    """Orders every segment by depth, ties by index. `totals`: medium tiles, large tiles, pairs of large tiles."""
-    num_medium, num_large, large_pairs = totals
+def _remember(device: int | None, shape: _Shape, num_pairs: int) -> None:
+    if len(_NUM_PAIRS) >= _MAX_SHAPES:
+        _NUM_PAIRS.clear()
+    _NUM_PAIRS[device, shape] = num_pairs
+
+
+def _sort(pairs: Tensor, depths: Tensor, segments: Tensor, medium: Tensor, totals: Tensor, stream: int) -> None:
+    """Orders all but the largest segments by depth, ties by index."""
     if not pairs.numel():
         return
-    kernels = load_kernels("gaussian_sort.cu", ("sort_small", "sort_medium", "sort_large"))
+    kernels = load_kernels("gaussian_sort.cu", ("sort_small", "sort_medium"))
     starts, ends = segments
-    stream = current_stream()
-    launch(kernels["sort_small"], segments.shape[1], 128, pairs, depths, starts, ends, stream=stream)
-    launch(kernels["sort_medium"], num_medium, 512, pairs, depths, starts, ends, lists[0], stream=stream)
-    if num_large:
-        scratch = torch.empty(large_pairs, dtype=torch.int32, device=pairs.device)
-        launch(kernels["sort_large"], num_large, 1024, pairs, scratch, depths, starts, ends, lists[1], lists[2])
+    capacity, tiles = pairs.numel(), segments.shape[1]
+    launch(kernels["sort_small"], tiles, 128, pairs, depths, starts, ends, capacity, stream=stream)
+    listed = (medium, totals, capacity)
+    launch(kernels["sort_medium"], min(tiles, _SORT_BLOCKS), 512, pairs, depths, starts, ends, *listed, stream=stream)
 
 
 def _empty_images(shape: _Shape, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:

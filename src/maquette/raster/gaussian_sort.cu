@@ -85,18 +85,25 @@ __device__ __forceinline__ void sort_segment(u32* segment, u32 pairs, const u32*
 
 }  // namespace
 
-// One block a tile; tiles of more pairs than fit are left to the kernels below.
+// One block a tile; tiles of more pairs than fit are left to the kernels below. Segments that end behind `capacity` were
+// not written whole (the host begins again then).
 extern "C" __global__ void __launch_bounds__(128)
-sort_small(u32* pairs, const u32* depths, const u32* starts, const u32* ends) {
-    const u32 start = starts[blockIdx.x], size = ends[blockIdx.x] - start;
-    if (size > 1 && size <= 1024) sort_segment<1024, 128, 10>(pairs + start, size, depths);
+sort_small(u32* pairs, const u32* depths, const u32* starts, const u32* ends, u32 capacity) {
+    const u32 start = starts[blockIdx.x], end = ends[blockIdx.x], size = end - start;
+    if (size > 1 && size <= 1024 && start < end && end <= capacity)
+        sort_segment<1024, 128, 10>(pairs + start, size, depths);
 }
 
-// One block a listed tile.
+// Any number of blocks share the `totals[1]` listed tiles; those of more pairs than fit are listed apart.
 extern "C" __global__ void __launch_bounds__(512)
-sort_medium(u32* pairs, const u32* depths, const u32* starts, const u32* ends, const int* tiles) {
-    const u32 start = starts[tiles[blockIdx.x]], size = ends[tiles[blockIdx.x]] - start;
-    sort_segment<4096, 512, 11>(pairs + start, size, depths);
+sort_medium(u32* pairs, const u32* depths, const u32* starts, const u32* ends, const int* tiles, const u64* totals,
+            u32 capacity) {
+    const int listed = (int)totals[1];
+    for (int i = blockIdx.x; i < listed; i += gridDim.x) {
+        const u32 start = starts[tiles[i]], end = ends[tiles[i]];
+        if (start < end && end <= capacity) sort_segment<4096, 512, 11>(pairs + start, end - start, depths);
+        __syncthreads();
+    }
 }
 
 // One block a listed tile of any size: a stable radix sort by the bytes of the index, then of the depth, between the
