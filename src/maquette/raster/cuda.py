@@ -3,8 +3,9 @@
 All views of all items go through each kernel together. Forward: project and count per tile; segment the pair list;
 write the pairs; order every tile's segment by depth; blend. The host allocates the pair list by the number of pairs of
 the last call of the same shape, so that the GPU does not wait for it, and looks at the true number afterwards: if there
-are more, it begins again. The image is the same to the last bit in every run. Backward: blend again, adding the gradients of the projected Gaussians; then one
-pass per Gaussian over its views. Its floating-point atomics make the last digits of gradients vary between runs.
+are more, it begins again. The image is the same to the last bit in every run. Backward: blend again, adding the
+gradients of the projected Gaussians; then one pass per Gaussian over its views. Its floating-point atomics make the
+last digits of gradients vary between runs.
 """
 
 from __future__ import annotations
@@ -275,7 +276,8 @@ def _try_bin(
 def _copy_to_host(values: Tensor) -> Callable[[], list[int]]:
     """Starts a copy behind the work of the current stream; what is returned waits for it and gives the numbers."""
     copy = values.to("cpu", non_blocking=True)
-    arrived = torch.cuda.Event()
+    new_event: Callable[[], torch.cuda.Event] = torch.cuda.Event
+    arrived = new_event()
     arrived.record()
 
     def wait() -> list[int]:

@@ -17,11 +17,13 @@ __device__ __forceinline__ void sort_segment(u32* segment, u32 pairs, const u32*
 
     u32 depth[EACH], index[EACH], low = 0xffffffffu, high = 0;
 #pragma unroll
+    for (int k = 0; k < EACH; ++k)  // all loads of a kind before the first use of one
+        index[k] = tid + k * THREADS < pairs ? segment[tid + k * THREADS] : 0;
+#pragma unroll
+    for (int k = 0; k < EACH; ++k) depth[k] = tid + k * THREADS < pairs ? __ldg(depths + index[k]) : 0;
+#pragma unroll
     for (int k = 0; k < EACH; ++k) {
-        const u32 i = tid + k * THREADS;
-        if (i >= pairs) break;
-        index[k] = segment[i];
-        depth[k] = __ldg(depths + index[k]);
+        if (tid + k * THREADS >= pairs) continue;
         low = min(low, depth[k]);
         high = max(high, depth[k]);
     }
@@ -95,7 +97,7 @@ sort_small(u32* pairs, const u32* depths, const u32* starts, const u32* ends, u3
 }
 
 // Any number of blocks share the `totals[1]` listed tiles; those of more pairs than fit are listed apart.
-extern "C" __global__ void __launch_bounds__(512)
+extern "C" __global__ void __launch_bounds__(512, 3)
 sort_medium(u32* pairs, const u32* depths, const u32* starts, const u32* ends, const int* tiles, const u64* totals,
             u32 capacity) {
     const int listed = (int)totals[1];
