@@ -1,5 +1,6 @@
 // Runs a CUDA kernel on the CPU, one block after the other: every thread is a fiber that yields at barriers and shuffles.
 // Include before the kernel's source. For tests only.
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cmath>
@@ -36,14 +37,16 @@ static int2 make_int2(int x, int y) { return {x, y}; }
 
 static Index threadIdx, blockIdx, gridDim;
 static unsigned block_threads;
-static std::vector<ucontext_t> fibers;
-static std::vector<char> done;
-static ucontext_t scheduler;
+// A fiber starts by its context; later switches are jumps, which ask nothing of the operating system.
+static ucontext_t fibers[1024];
+static jmp_buf places[1024], scheduler;
+static char started[1024], done[1024];
+static unsigned running, alive;
 static std::function<void()> kernel_call;
 
 static void yield() {
     const unsigned me = threadIdx.x;
-    swapcontext(&fibers[me], &scheduler);
+    if (!_setjmp(places[me])) _longjmp(scheduler, 1);
     threadIdx.x = me;
 }
 
@@ -73,8 +76,9 @@ static void fiber_main() {
 static void run_block(unsigned block, unsigned threads) {
     static std::vector<char> stacks;
     const size_t stack = 1 << 17;
-    stacks.resize(stack * threads), fibers.resize(threads), done.assign(threads, 0);
+    stacks.resize(stack * threads);
     for (unsigned i = 0; i < threads; ++i) {
+        started[i] = done[i] = 0;
         getcontext(&fibers[i]);
         fibers[i].uc_stack.ss_sp = stacks.data() + stack * i, fibers[i].uc_stack.ss_size = stack;
         fibers[i].uc_link = nullptr;
@@ -82,13 +86,17 @@ static void run_block(unsigned block, unsigned threads) {
     }
     blockIdx = {block, 0, 0};
     block_threads = threads;
-    for (unsigned left = threads; left;) {
-        left = 0;
-        for (unsigned i = 0; i < threads; ++i) {
-            if (done[i]) continue;
-            threadIdx = {i, 0, 0};
-            swapcontext(&scheduler, &fibers[i]);
-            left += !done[i];
+    for (alive = threads; alive;) {
+        alive = 0;
+        for (running = 0; running < block_threads; ++running) {
+            if (done[running]) continue;
+            threadIdx = {running, 0, 0};
+            if (!_setjmp(scheduler)) {
+                if (started[running]) _longjmp(places[running], 1);
+                started[running] = 1;
+                setcontext(&fibers[running]);
+            }
+            alive += !done[running];
         }
     }
 }

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from maquette.raster import nvrtc
+from maquette.raster import cuda, cuda_bins, nvrtc
 
 _HEADER = Path(__file__).with_suffix(".h")
 _INCLUDES = Path(nvrtc.__file__).parent
@@ -51,3 +51,13 @@ def run_on_cpu(module: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(module, "load_kernels", load_kernels)
     monkeypatch.setattr(module, "launch", launch)
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+
+
+def rasterizer_on_cpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the CUDA backend of the Gaussian rasterizer take tensors on the CPU."""
+    for module in (cuda, cuda_bins):
+        run_on_cpu(module, folder, monkeypatch)
+    monkeypatch.setattr(cuda, "_DEVICE", "cpu")
+    monkeypatch.setattr(cuda_bins, "current_stream", lambda: None)
+    monkeypatch.setattr(cuda_bins, "_copy_to_host", lambda values: values.tolist)
+    monkeypatch.setattr(cuda_bins, "_NUM_PAIRS", {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 from pathlib import Path
 
@@ -85,6 +86,32 @@ def test_compile_error_shows_the_log(cache: Path) -> None:
     with pytest.raises(UnsupportedError, match=r"gaussian_grad\.cu.*sm_90"):
         nvrtc.compile_cubin("gaussian_grad.cu", "sm_90", ("NEAR_Z=-",))
     assert not cache.exists() or not list(cache.iterdir())
+
+
+def test_launch_hands_values_to_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for `cuLaunchKernel` reads the parameters as the driver does: by address and low bytes."""
+    calls: list[list[object]] = []
+    number, handle = ctypes.c_uint, ctypes.c_void_p
+
+    @ctypes.CFUNCTYPE(ctypes.c_int, handle, *[number] * 7, handle, handle, handle)
+    def driver(*args: int) -> int:
+        slots = (ctypes.c_void_p * 5).from_address(args[9])
+        kinds = (ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int32, ctypes.c_float, ctypes.c_int64)
+        read = [kind.from_address(slot).value for kind, slot in zip(kinds, slots, strict=True)]
+        calls.append([*args[:9], *read])
+        return 1 if args[1] == 13 else 0
+
+    monkeypatch.setattr(nvrtc, "_driver_launch", lambda: driver)
+    kernel = nvrtc.CompiledKernel("name", 77, None)
+    tensor = torch.zeros(3)
+    args = (tensor, None, -5, 0.1, 2**40)
+    nvrtc.launch(kernel, 9, (32, 4), *args, shared_bytes=64, stream=6)
+    values = [tensor.data_ptr(), 0, -5, pytest.approx(0.1, rel=1e-7), 2**40]
+    assert calls == [[77, 9, 1, 1, 32, 4, 1, 64, 6, *values]]
+    nvrtc.launch(kernel, 0, 32, *args, stream=6)
+    assert len(calls) == 1, "an empty grid is not launched"
+    with pytest.raises(UnsupportedError, match="name"):
+        nvrtc.launch(kernel, 13, 32, *args, stream=6)
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

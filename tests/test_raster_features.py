@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cuda_on_cpu import run_on_cpu
+from cuda_on_cpu import rasterizer_on_cpu
 from maquette.cameras import Cameras
 from maquette.errors import InvalidInputError
 from maquette.gaussians import Gaussians
@@ -39,9 +39,7 @@ def backend(request: pytest.FixtureRequest, libraries: Path, monkeypatch: pytest
     name: str = request.param
     if name != EMULATED:
         return name
-    run_on_cpu(cuda, libraries, monkeypatch)
-    monkeypatch.setattr(cuda, "current_stream", lambda: None)
-    monkeypatch.setattr(cuda, "_DEVICE", "cpu")
+    rasterizer_on_cpu(libraries, monkeypatch)
     monkeypatch.setattr("maquette.raster.api._load_backend", lambda *_: cuda.rasterize)
     return "cpu"
 

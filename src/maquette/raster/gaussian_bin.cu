@@ -173,6 +173,7 @@ __device__ __forceinline__ u32 block_prefix(u32 value, u32* total) {
 
 // Writes the record of every Gaussian in every view, its slot among the visible ones (NO_SLOT when culled) and, when
 // visible, the bits of its depth (a sort key, since depths are positive), and adds it to the counts of its tiles.
+// `slots` may be null, where no gradients will be asked for.
 // Blocks of 256 threads, `blocks_per_view` for a view. `totals` as in allocate_segments. `width` and `height` are those
 // of the part of the image that is rendered, with the principal point moved by its origin; `image_*` of the whole.
 extern "C" __global__ void __launch_bounds__(256)
@@ -220,8 +221,10 @@ project_and_count(const float* __restrict__ means, const float4* __restrict__ qu
         }
         records[2 * g + 1] = visible ? r1 : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     }
-    const u32 slot = take_slot(visible, totals + 4);
-    if (n < count) slots[g] = visible ? slot : NO_SLOT;
+    if (slots) {
+        const u32 slot = take_slot(visible, totals + 4);
+        if (n < count) slots[g] = visible ? slot : NO_SLOT;
+    }
     counts += (size_t)bv * (grid.tiles_x * grid.tiles_y);
     for_each_tile(visible, f, grid, [=](u32 tile, u32) { atomicAdd(counts + tile, 1u); });
 }
@@ -252,10 +255,11 @@ allocate_segments(u32* cursors, u32* starts, u64* totals, int* medium_tiles, int
     }
 }
 
-// Writes the record index of every visible Gaussian into the segments of its tiles; cursors end at segment ends.
+// Writes the record index of every visible Gaussian into the segments of its tiles; cursors end at segment ends. What
+// lies behind `capacity` is left out: the host then sees that there are more pairs, and begins again.
 extern "C" __global__ void __launch_bounds__(256)
-write_pairs(const float4* __restrict__ records, u32* cursors, u32* pairs, int count, int blocks_per_view, int width,
-            int height) {
+write_pairs(const float4* __restrict__ records, u32* cursors, u32* pairs, u32 capacity, int count, int blocks_per_view,
+            int width, int height) {
     const int bv = blockIdx.x / blocks_per_view;
     const int n = (blockIdx.x - bv * blocks_per_view) * 256 + threadIdx.x;
     const Grid grid = {width, height, (width + TILE - 1) / TILE, (height + TILE - 1) / TILE};
@@ -269,5 +273,8 @@ write_pairs(const float4* __restrict__ records, u32* cursors, u32* pairs, int co
     }
     f.payload = (u32)g;
     cursors += (size_t)bv * (grid.tiles_x * grid.tiles_y);
-    for_each_tile(visible, f, grid, [=](u32 tile, u32 payload) { pairs[atomicAdd(cursors + tile, 1u)] = payload; });
+    for_each_tile(visible, f, grid, [=](u32 tile, u32 payload) {
+        const u32 place = atomicAdd(cursors + tile, 1u);
+        if (place < capacity) pairs[place] = payload;
+    });
 }

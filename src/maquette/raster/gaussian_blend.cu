@@ -3,22 +3,25 @@
 
 namespace {
 
+constexpr float NEVER = 1e30f;
+
 struct Pixel {
     float light, red, green, blue, depth;
-    bool done;
+    float least;  // log2(alpha) from which a Gaussian counts: NEVER once the pixel is done
+
+    __device__ __forceinline__ bool done() const { return least == NEVER; }
 
     __device__ __forceinline__ void add(float log2_alpha, float4 b, float4 c) {
-        const float alpha = fminf(c.w, exp2_fast(log2_alpha)), left = light * (1.0f - alpha);
-        if (left < MIN_TRANSMITTANCE) {
-            done = true;
-            return;
-        }
-        const float weight = alpha * light;
+        const float alpha = log2_alpha >= least ? fminf(c.w, exp2_fast(log2_alpha)) : 0.0f;
+        const float left = light * (1.0f - alpha);
+        const bool stop = left < MIN_TRANSMITTANCE;
+        const float weight = stop ? 0.0f : alpha * light;
         red = fmaf(weight, b.z, red);
         green = fmaf(weight, b.w, green);
         blue = fmaf(weight, c.x, blue);
         depth = fmaf(weight, c.y, depth);
-        light = left;
+        light = stop ? light : left;
+        least = stop ? NEVER : least;
     }
 
     __device__ __forceinline__ void write(float* color, float* depths, float* alphas, const float* background, int bv,
@@ -49,26 +52,33 @@ blend_forward(const float4* __restrict__ records, const float* __restrict__ colo
     const size_t first_color = (size_t)(tile.bv / views) * count;
     const u32 first_record = (u32)tile.bv * count;
     const int x = tile.x + (warp & 1) * 8 + (lane & 7), y = tile.y + (warp >> 1) * 8 + (lane >> 3);
-    Pixel upper = {1, 0, 0, 0, 0, x >= width || y >= height}, lower = {1, 0, 0, 0, 0, x >= width || y + 4 >= height};
+    const bool beside = x >= width;
+    Pixel upper = {1, 0, 0, 0, 0, beside || y >= height ? NEVER : LOG2_MIN_ALPHA};
+    Pixel lower = {1, 0, 0, 0, 0, beside || y + 4 >= height ? NEVER : LOG2_MIN_ALPHA};
 
+    if (tid == 0) stage_nothing(stage);
     u32 next = tile.start + tid < tile.end ? pairs[tile.start + tid] : 0;
     for (u32 first = tile.start; first < tile.end; first += BATCH) {
-        if (__syncthreads_and(upper.done && lower.done)) break;
+        if (__syncthreads_and(upper.done() && lower.done())) break;
         if (first + tid < tile.end)
             stage_pair(stage, tid, next, records, colors, first_color, first_record, tile);
         else
             stage.quadrants[tid] = 0;
         if (first + BATCH + tid < tile.end) next = pairs[first + BATCH + tid];
         __syncthreads();
-        for (int k = 0; k < BATCH && !__all_sync(FULL_WARP, upper.done && lower.done); k += 32) {
-            u32 reaching = __ballot_sync(FULL_WARP, (stage.quadrants[k + lane] >> warp) & 1);
-            for (; reaching; reaching &= reaching - 1) {
-                const int slot = k + __ffs(reaching) - 1;
-                const float4 a = stage.a[slot], b = stage.b[slot];
-                const float4 c = stage.c[slot];
-                const float2 power = log2_alphas(a, b, x + 0.5f, y + 0.5f);
-                if (!upper.done && power.x >= LOG2_MIN_ALPHA) upper.add(power.x, b, c);
-                if (!lower.done && power.y >= LOG2_MIN_ALPHA) lower.add(power.y, b, c);
+        const int length = list_reaching(stage, warp, lane);
+        for (int group = 0; group < length && !__all_sync(FULL_WARP, upper.done() && lower.done()); group += 16) {
+            const int end = min(group + 16, length);
+            for (int i = group; i < end; i += 2) {
+                const int2 place = two_reaching(stage, warp, i);
+                const float4 b0 = stage.b[place.x], b1 = stage.b[place.y];
+                const float2 power0 = log2_alphas(stage.a[place.x], b0, x + 0.5f, y + 0.5f);
+                const float2 power1 = log2_alphas(stage.a[place.y], b1, x + 0.5f, y + 0.5f);
+                const float4 c0 = stage.c[place.x], c1 = stage.c[place.y];
+                upper.add(power0.x, b0, c0);
+                lower.add(power0.y, b0, c0);
+                upper.add(power1.x, b1, c1);
+                lower.add(power1.y, b1, c1);
             }
         }
     }

@@ -9,13 +9,16 @@
 namespace {
 
 constexpr int GROUP = 16;
-constexpr int ROW = 68;  // float2 per Gaussian of a group: 64 pixels and padding against bank conflicts
+constexpr int ROW = 20;  // floats of a Gaussian's sums: 8 moments, 8 colour sums and padding
+constexpr float NEVER = 1e30f;
 
 // One pixel on the way back: its gradients and what is still to come of sum(weight * value * gradient).
 struct PixelGradient {
     float4 upstream;  // of red, green, blue, depth
     float light, behind;
-    bool done;
+    float least;  // log2(alpha) from which a Gaussian counts: NEVER once the pixel is done
+
+    __device__ __forceinline__ bool done() const { return least == NEVER; }
 
     __device__ __forceinline__ void load(const float* color, const float* depths, const float* alphas,
                                          const float* grad_color, const float* grad_depth, const float* grad_alpha,
@@ -23,8 +26,8 @@ struct PixelGradient {
         upstream = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         light = 1.0f;
         behind = 0.0f;
-        done = x >= image.width || y >= image.height;
-        if (done) return;
+        least = x >= image.width || y >= image.height ? NEVER : LOG2_MIN_ALPHA;
+        if (done()) return;
         const size_t pixel = (size_t)y * image.width + x, at = bv * image.pixels + pixel;
         const size_t red = 3 * bv * image.pixels + pixel, green = red + image.pixels, blue = green + image.pixels;
         if (grad_color) {
@@ -43,17 +46,15 @@ struct PixelGradient {
 
     // Returns dL/dlog(alpha before the clamp) and the blend weight, and moves on behind the Gaussian.
     __device__ __forceinline__ float2 step(float log2_alpha, float4 b, float4 c) {
-        const float raw = fminf(c.z, exp2_fast(log2_alpha)), alpha = fminf(MAX_ALPHA, raw);
-        const float passed = 1.0f - alpha, left = light * passed;
-        if (left < MIN_TRANSMITTANCE) {
-            done = true;
-            return make_float2(0.0f, 0.0f);
-        }
-        const float weight = alpha * light;
+        const float reached = log2_alpha >= least ? fminf(c.z, exp2_fast(log2_alpha)) : 0.0f;
+        const float alpha = fminf(MAX_ALPHA, reached), passed = 1.0f - alpha, left = light * passed;
+        const bool stop = left < MIN_TRANSMITTANCE;
+        const float raw = stop ? 0.0f : reached, weight = stop ? 0.0f : alpha * light;
         const float value = b.z * upstream.x + b.w * upstream.y + c.x * upstream.z + c.y * upstream.w;
         behind -= weight * value;
-        const float slope = raw * (light * value - __fdividef(behind, passed));
-        light = left;
+        const float slope = raw * (light * value - behind * reciprocal(passed));
+        light = stop ? light : left;
+        least = stop ? NEVER : least;
         return make_float2(slope, weight);
     }
 };
@@ -69,6 +70,14 @@ __device__ __forceinline__ void multiply(float c[4], const float a[4], float2 b)
           "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b.x)), "r"(__float_as_uint(b.y)));
 }
 #endif
+
+// c += a b in float32 accuracy, with b exact in tf32.
+__device__ __forceinline__ void multiply_split(float c[4], float4 a, float2 b) {
+    const float high[4] = {tf32_high(a.x), tf32_high(a.y), tf32_high(a.z), tf32_high(a.w)};
+    const float low[4] = {a.x - high[0], a.y - high[1], a.z - high[2], a.w - high[3]};
+    multiply(c, high, b);
+    multiply(c, low, b);
+}
 
 __device__ __forceinline__ void add4(float* target, float4 v) {
 #if __CUDA_ARCH__ >= 900
@@ -91,16 +100,26 @@ __device__ __forceinline__ void add2(float* target, float2 v) {
 #endif
 }
 
-struct __align__(16) BackwardStage {
-    Stage stage;
-    u32 slots[BATCH];                  // rows of the gradients
-    float2 basis[8][32];               // [1, x, y, x^2, xy, y^2] in the order of the matrix product's fragments
-    float2 slopes[4][GROUP * ROW];     // per warp: (dL/dlog(alpha), weight) of Gaussian i, pixel j at i * ROW + j
+// Of the Gaussians 2 i and 2 i + 1 of a group and the two pixels of a thread: (first, upper), (second, upper), (first,
+// lower), (second, lower), which is a fragment of the matrix product. Stored at `fragment_place`.
+struct Fragments {
+    float4 slopes[GROUP / 2 * 32];   // dL/dlog(alpha)
+    float4 weights[GROUP / 2 * 32];  // of the blend
 };
 
-// The value of basis function `column` at pixel `pixel` of a quadrant.
-__device__ __forceinline__ float basis_value(int column, int pixel) {
-    const float x = (pixel & 7) - 3.5f, y = (pixel >> 3) - 3.5f;
+// Avoids bank conflicts: the product reads four neighbouring lanes of eight rows at once.
+__device__ __forceinline__ int fragment_place(int row, int lane) { return row * 32 + (lane ^ ((row & 1) << 2)); }
+
+struct __align__(16) BackwardStage {
+    Stage stage;
+    u32 slots[BATCH];     // rows of the gradients
+    float2 basis[8][32];  // [1, x, y, x^2, xy, y^2] in the order of the matrix product's fragments
+    Fragments fragments[4];  // per warp
+};
+
+// The value of basis function `column` at pixel (x, y) of a quadrant.
+__device__ __forceinline__ float basis_value(int column, int pixel_x, int pixel_y) {
+    const float x = pixel_x - 3.5f, y = pixel_y - 3.5f;
     switch (column) {
         case 0: return 1.0f;
         case 1: return x;
@@ -118,50 +137,36 @@ struct Gradients {
     float* two;    // dL/d(conic yy, log opacity)
 };
 
-// Adds the gradients of a group of `size` Gaussians. Lane i and lane i + 16 hold the place in the stage of Gaussian i; `upstream` are the pixels' gradients as fragments, high parts in columns 0-3, low in 4-7.
-__device__ __forceinline__ void flush(BackwardStage& s, int warp, int lane, int place, int size,
-                                      const float2 upstream[8], float center_x, float center_y, Gradients gradients) {
+// Adds the gradients of a group of up to 16 Gaussians. Row i and i + 8 of the products are the Gaussians 2 i and 2 i + 1
+// of the group; lanes 2 i and 2 i + 1 hold the place of row i in the stage, NOTHING when there is none. `upstream` are
+// the pixels' gradients as fragments, high parts in columns 0-3, low in 4-7.
+__device__ __forceinline__ void flush(BackwardStage& s, int warp, int lane, int place, const float2 upstream[8],
+                                      float center_x, float center_y, Gradients gradients) {
     __syncwarp();
     const int row = lane >> 2, column = lane & 3;
-    const float2* values = s.slopes[warp] + row * ROW + column;
+    Fragments& fragments = s.fragments[warp];
     float moments[4] = {0, 0, 0, 0}, colors[4] = {0, 0, 0, 0};
 #pragma unroll
     for (int k = 0; k < 8; ++k) {
-        const float2 v[4] = {values[k * 8], values[8 * ROW + k * 8], values[k * 8 + 4], values[8 * ROW + k * 8 + 4]};
-        float high[4], low[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            high[i] = tf32_high(v[i].x);
-            low[i] = v[i].x - high[i];
-        }
-        const float2 basis = s.basis[k][lane];
-        multiply(moments, high, basis);
-        multiply(moments, low, basis);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            high[i] = tf32_high(v[i].y);
-            low[i] = v[i].y - high[i];
-        }
-        multiply(colors, high, upstream[k]);
-        multiply(colors, low, upstream[k]);
+        const int at = fragment_place(row, 4 * k + column);
+        const float4 slopes = fragments.slopes[at], weights = fragments.weights[at];
+        multiply_split(moments, slopes, s.basis[k][lane]);
+        multiply_split(colors, weights, upstream[k]);
     }
     __syncwarp();
-    float* table = (float*)s.slopes[warp];  // 16 rows of 20: 8 moments, 8 colour sums
-    *(float2*)(table + row * 20 + 2 * column) = make_float2(moments[0], moments[1]);
-    *(float2*)(table + (row + 8) * 20 + 2 * column) = make_float2(moments[2], moments[3]);
-    *(float2*)(table + row * 20 + 8 + 2 * column) = make_float2(colors[0], colors[1]);
-    *(float2*)(table + (row + 8) * 20 + 8 + 2 * column) = make_float2(colors[2], colors[3]);
+    float* table = (float*)fragments.slopes;
+    *(float2*)(table + row * ROW + 2 * column) = make_float2(moments[0], moments[1]);
+    *(float2*)(table + (row + 8) * ROW + 2 * column) = make_float2(moments[2], moments[3]);
+    *(float2*)(table + row * ROW + 8 + 2 * column) = make_float2(colors[0], colors[1]);
+    *(float2*)(table + (row + 8) * ROW + 8 + 2 * column) = make_float2(colors[2], colors[3]);
     __syncwarp();
-    const int own = lane & 15;
-    if (own < size) {
+    if (place != NOTHING) {
+        const int part = lane & 1;  // neighbouring lanes add the two halves of one row of `eight`
         const size_t slot = s.slots[place];
-        float* target = gradients.eight + 8 * slot;
-        const float4 first = *(const float4*)(table + own * 20 + (lane < 16 ? 0 : 8));
-        const float4 second = *(const float4*)(table + own * 20 + (lane < 16 ? 4 : 12));
-        if (lane >= 16) {
-            add4(target + 4, make_float4(first.x + second.x, first.y + second.y, first.z + second.z,
-                                         first.w + second.w));
-        } else {
+        const float4 first = *(const float4*)(table + (lane >> 1) * ROW + 8 * part);
+        const float4 second = *(const float4*)(table + (lane >> 1) * ROW + 8 * part + 4);
+        float4 sums = make_float4(first.x + second.x, first.y + second.y, first.z + second.z, first.w + second.w);
+        if (part == 0) {
             const float4 a = s.stage.a[place];
             const float conic_xx = -2.0f * LN2 * a.z, conic_xy = -LN2 * a.w, conic_yy = -2.0f * LN2 * s.stage.b[place].x;
             const float du = a.x - center_x, dv = a.y - center_y, sum = first.x;
@@ -169,10 +174,11 @@ __device__ __forceinline__ void flush(BackwardStage& s, int warp, int lane, int 
             const float sum_xx = du * (sum_x - first.y) + first.w;
             const float sum_yy = dv * (sum_y - first.z) + second.y;
             const float sum_xy = du * sum_y - dv * first.y + second.x;
-            add4(target, make_float4(-(conic_xx * sum_x + conic_xy * sum_y), -(conic_yy * sum_y + conic_xy * sum_x),
-                                     -0.5f * sum_xx, -sum_xy));
+            sums = make_float4(-(conic_xx * sum_x + conic_xy * sum_y), -(conic_yy * sum_y + conic_xy * sum_x),
+                               -0.5f * sum_xx, -sum_xy);
             add2(gradients.two + 2 * slot, make_float2(-0.5f * sum_yy, sum));
         }
+        add4(gradients.eight + 8 * slot + 4 * part, sums);
     }
     __syncwarp();
 }
@@ -203,26 +209,32 @@ blend_backward(const float4* __restrict__ records, const float* __restrict__ col
 
     float2 upstream[8];
     {
-        float4* staged = (float4*)s.slopes[warp];  // the pixels' gradients, to be picked up as fragments
+        float4* staged = s.fragments[warp].slopes;  // the pixels' gradients, to be picked up as fragments
         staged[lane] = upper.upstream;
         staged[lane + 32] = lower.upstream;
         __syncwarp();
-        const int column = lane >> 2, pixel = lane & 3;
+        const int column = lane >> 2;
 #pragma unroll
         for (int k = 0; k < 8; ++k) {
-            const float first = ((const float*)(staged + k * 8 + pixel))[column & 3];
-            const float second = ((const float*)(staged + k * 8 + pixel + 4))[column & 3];
+            const int from = 4 * k + (lane & 3);  // the thread of the two pixels
+            const float first = ((const float*)(staged + from))[column & 3];
+            const float second = ((const float*)(staged + from + 32))[column & 3];
             const float2 high = make_float2(tf32_high(first), tf32_high(second));
             upstream[k] = column < 4 ? high : make_float2(first - high.x, second - high.y);
         }
-        for (int k = warp; k < 8; k += 4)
-            s.basis[k][lane] = make_float2(basis_value(column, k * 8 + pixel), basis_value(column, k * 8 + pixel + 4));
+        for (int k = warp; k < 8; k += 4) {
+            const int from = 4 * k + (lane & 3), from_x = from & 7, from_y = from >> 3;
+            s.basis[k][lane] =
+                make_float2(basis_value(column, from_x, from_y), basis_value(column, from_x, from_y + 4));
+        }
+        __syncwarp();
     }
 
-    int size = 0, own = 0;
+    if (tid == 0) stage_nothing(s.stage);
+    Fragments& fragments = s.fragments[warp];
     u32 next = tile.start + tid < tile.end ? pairs[tile.start + tid] : 0;
     for (u32 first = tile.start; first < tile.end; first += BATCH) {
-        if (__syncthreads_and(upper.done && lower.done)) break;
+        if (__syncthreads_and(upper.done() && lower.done())) break;
         if (first + tid < tile.end) {
             stage_pair(s.stage, tid, next, records, colors, first_color, first_record, tile);
             s.slots[tid] = __ldg(slots + next);
@@ -231,30 +243,24 @@ blend_backward(const float4* __restrict__ records, const float* __restrict__ col
         }
         if (first + BATCH + tid < tile.end) next = pairs[first + BATCH + tid];
         __syncthreads();
-        for (int k = 0; k < BATCH && !__all_sync(FULL_WARP, upper.done && lower.done); k += 32) {
-            u32 reaching = __ballot_sync(FULL_WARP, (s.stage.quadrants[k + lane] >> warp) & 1);
-            for (; reaching; reaching &= reaching - 1) {
-                const int slot = k + __ffs(reaching) - 1;
-                const float4 a = s.stage.a[slot], b = s.stage.b[slot];
-                const float4 c = s.stage.c[slot];
-                const float2 power = log2_alphas(a, b, x + 0.5f, y + 0.5f);
-                const bool in_upper = !upper.done && power.x >= LOG2_MIN_ALPHA;
-                const bool in_lower = !lower.done && power.y >= LOG2_MIN_ALPHA;
-                if (!__any_sync(FULL_WARP, in_upper || in_lower)) continue;
-                float2 slope_upper = make_float2(0.0f, 0.0f), slope_lower = make_float2(0.0f, 0.0f);
-                if (in_upper) slope_upper = upper.step(power.x, b, c);
-                if (in_lower) slope_lower = lower.step(power.y, b, c);
-                float2* slopes = s.slopes[warp] + size * ROW;
-                slopes[lane] = slope_upper;
-                slopes[lane + 32] = slope_lower;
-                if ((lane & 15) == size) own = slot;
-                if (++size == GROUP) {
-                    flush(s, warp, lane, own, GROUP, upstream, left + 4.0f, top + 4.0f, gradients);
-                    size = 0;
-                }
+        const int length = list_reaching(s.stage, warp, lane);
+        for (int group = 0; group < length && !__all_sync(FULL_WARP, upper.done() && lower.done()); group += GROUP) {
+            const int rows = (min(length - group, GROUP) + 1) / 2;
+            int own = NOTHING;
+            for (int row = 0; row < rows; ++row) {
+                const int2 place = two_reaching(s.stage, warp, group + 2 * row);
+                const float4 b0 = s.stage.b[place.x], b1 = s.stage.b[place.y];
+                const float2 power0 = log2_alphas(s.stage.a[place.x], b0, x + 0.5f, y + 0.5f);
+                const float2 power1 = log2_alphas(s.stage.a[place.y], b1, x + 0.5f, y + 0.5f);
+                const float4 c0 = s.stage.c[place.x], c1 = s.stage.c[place.y];
+                const float2 upper0 = upper.step(power0.x, b0, c0), lower0 = lower.step(power0.y, b0, c0);
+                const float2 upper1 = upper.step(power1.x, b1, c1), lower1 = lower.step(power1.y, b1, c1);
+                const int at = fragment_place(row, lane);
+                fragments.slopes[at] = make_float4(upper0.x, upper1.x, lower0.x, lower1.x);
+                fragments.weights[at] = make_float4(upper0.y, upper1.y, lower0.y, lower1.y);
+                if (((lane >> 1) & 7) == row) own = lane < 16 ? place.x : place.y;
             }
+            flush(s, warp, lane, own, upstream, left + 4.0f, top + 4.0f, gradients);
         }
-        if (size) flush(s, warp, lane, own, size, upstream, left + 4.0f, top + 4.0f, gradients);
-        size = 0;  // slots refer to this batch
     }
 }

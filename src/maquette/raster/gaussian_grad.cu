@@ -124,15 +124,18 @@ project_backward(const float* __restrict__ means, const float4* __restrict__ qua
     const float3 factors = make_float3(scale.x * scale_modifier, scale.y * scale_modifier, scale.z * scale_modifier);
     const float4 q = __ldg(quats + source);
     const Axes axes = scaled_axes(q, factors);
+    const u32* next = slots + (size_t)b * views * count + n;
+    u32 slot = __ldg(next);
     for (int view = 0; view < views; ++view) {
         const int bv = b * views + view;
-        const size_t g = (size_t)bv * count + n;
-        const u32 slot = __ldg(slots + g);
-        if (slot == NO_SLOT) continue;
+        const u32 here = slot;
+        next += count;
+        if (view + 1 < views) slot = __ldg(next);  // on its way while this view is worked on
+        if (here == NO_SLOT) continue;
         seen = true;
-        const float4* v = eight + 2 * (size_t)slot;
+        const float4* v = eight + 2 * (size_t)here;
         add_view(sum, load_camera(world_to_camera, intrinsics, bv), mean, axes, width, height, antialiased, __ldg(v),
-                 __ldg(v + 1), __ldg(two + slot));
+                 __ldg(v + 1), __ldg(two + here));
     }
     float v_opacity = 0.0f;
     if (seen) {  // a Gaussian with a value that is not finite is never seen

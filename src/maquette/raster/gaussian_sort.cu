@@ -17,11 +17,13 @@ __device__ __forceinline__ void sort_segment(u32* segment, u32 pairs, const u32*
 
     u32 depth[EACH], index[EACH], low = 0xffffffffu, high = 0;
 #pragma unroll
+    for (int k = 0; k < EACH; ++k)  // all loads of a kind before the first use of one
+        index[k] = tid + k * THREADS < pairs ? segment[tid + k * THREADS] : 0;
+#pragma unroll
+    for (int k = 0; k < EACH; ++k) depth[k] = tid + k * THREADS < pairs ? __ldg(depths + index[k]) : 0;
+#pragma unroll
     for (int k = 0; k < EACH; ++k) {
-        const u32 i = tid + k * THREADS;
-        if (i >= pairs) break;
-        index[k] = segment[i];
-        depth[k] = __ldg(depths + index[k]);
+        if (tid + k * THREADS >= pairs) continue;
         low = min(low, depth[k]);
         high = max(high, depth[k]);
     }
@@ -85,18 +87,25 @@ __device__ __forceinline__ void sort_segment(u32* segment, u32 pairs, const u32*
 
 }  // namespace
 
-// One block a tile; tiles of more pairs than fit are left to the kernels below.
+// One block a tile; tiles of more pairs than fit are left to the kernels below. Segments that end behind `capacity` were
+// not written whole (the host begins again then).
 extern "C" __global__ void __launch_bounds__(128)
-sort_small(u32* pairs, const u32* depths, const u32* starts, const u32* ends) {
-    const u32 start = starts[blockIdx.x], size = ends[blockIdx.x] - start;
-    if (size > 1 && size <= 1024) sort_segment<1024, 128, 10>(pairs + start, size, depths);
+sort_small(u32* pairs, const u32* depths, const u32* starts, const u32* ends, u32 capacity) {
+    const u32 start = starts[blockIdx.x], end = ends[blockIdx.x], size = end - start;
+    if (size > 1 && size <= 1024 && start < end && end <= capacity)
+        sort_segment<1024, 128, 10>(pairs + start, size, depths);
 }
 
-// One block a listed tile.
-extern "C" __global__ void __launch_bounds__(512)
-sort_medium(u32* pairs, const u32* depths, const u32* starts, const u32* ends, const int* tiles) {
-    const u32 start = starts[tiles[blockIdx.x]], size = ends[tiles[blockIdx.x]] - start;
-    sort_segment<4096, 512, 11>(pairs + start, size, depths);
+// Any number of blocks share the `totals[1]` listed tiles; those of more pairs than fit are listed apart.
+extern "C" __global__ void __launch_bounds__(512, 3)
+sort_medium(u32* pairs, const u32* depths, const u32* starts, const u32* ends, const int* tiles, const u64* totals,
+            u32 capacity) {
+    const int listed = (int)totals[1];
+    for (int i = blockIdx.x; i < listed; i += gridDim.x) {
+        const u32 start = starts[tiles[i]], end = ends[tiles[i]];
+        if (start < end && end <= capacity) sort_segment<4096, 512, 11>(pairs + start, end - start, depths);
+        __syncthreads();
+    }
 }
 
 // One block a listed tile of any size: a stable radix sort by the bytes of the index, then of the depth, between the
@@ -127,7 +136,7 @@ sort_large(u32* pairs, u32* scratch, const u32* depths, const u32* starts, const
             offsets[tid] = before;
         }
         for (u32 round = 0; round < size; round += 1024) {
-            for (int i = tid; i < 32 * 256; i += 1024) places[0][i] = 0;
+            for (int i = tid; i < 32 * 256; i += 1024) places[i >> 8][i & 255] = 0;
             __syncthreads();
             const bool live = round + tid < size;
             const u32 value = live ? from[round + tid] : 0;

@@ -1,14 +1,15 @@
 // What both directions of blending share: a block of 128 threads walks the pairs of one tile front to back.
 //
 // A warp owns one 8 x 8 quadrant of the tile and a thread two pixels, four rows apart. The tile's pairs are staged in
-// shared memory in batches; while staging, one thread per Gaussian tests exactly which quadrants its ellipse reaches,
-// and a warp then walks only those that reach its own. Exponentials are in base 2.
+// shared memory in batches; while staging, one thread per Gaussian tests exactly which quadrants its ellipse reaches.
+// A warp lists those that reach its own and walks them two at a time, without branches, so that the long chains of
+// instructions of two Gaussians and two pixels overlap. Exponentials are in base 2.
 #pragma once
 
 #include "gaussian_common.cuh"
 
-
 constexpr int BATCH = 128;
+constexpr int NOTHING = BATCH;  // place of a Gaussian that reaches no pixel, to make an odd list even
 constexpr float CULL_SLACK = 0.01f;  // in log2(alpha), errs on the side of keeping
 
 __device__ __forceinline__ float exp2_fast(float x) {
@@ -17,11 +18,22 @@ __device__ __forceinline__ float exp2_fast(float x) {
     return y;
 }
 
-struct Stage {
-    float4 a[BATCH];  // u, v, A, B
-    float4 b[BATCH];  // C, log2 opacity, red, green
-    float4 c[BATCH];  // blue, z, opacity, opacity within the clamp
+__device__ __forceinline__ float reciprocal(float x) {
+#ifdef __CUDA_ARCH__
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#else
+    return 1.0f / x;
+#endif
+}
+
+struct __align__(16) Stage {
+    float4 a[BATCH + 1];  // u, v, A, B
+    float4 b[BATCH + 1];  // C, log2 opacity, red, green
+    float4 c[BATCH + 1];  // blue, z, opacity, opacity within the clamp
     unsigned char quadrants[BATCH];
+    unsigned char reaching[4][BATCH];  // per warp, the places of the Gaussians that reach its quadrant, in order
 };
 
 struct Tile {
@@ -75,6 +87,33 @@ __device__ __forceinline__ void stage_pair(Stage& stage, int slot, u32 g, const 
         if (largest_power(r0, r1.x, slope_x, slope_y, x, y) >= least) quadrants |= 1u << i;
     }
     stage.quadrants[slot] = quadrants;
+}
+
+// By one thread, before the first batch.
+__device__ __forceinline__ void stage_nothing(Stage& stage) {
+    stage.a[NOTHING] = stage.c[NOTHING] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    stage.b[NOTHING] = make_float4(0.0f, -1e30f, 0.0f, 0.0f);
+}
+
+// Lists what reaches the warp's quadrant and returns the length of the list, which is followed by NOTHING when odd.
+__device__ __forceinline__ int list_reaching(Stage& stage, int warp, int lane) {
+    int length = 0;
+#pragma unroll
+    for (int k = 0; k < BATCH; k += 32) {
+        const bool reaches = (stage.quadrants[k + lane] >> warp) & 1;
+        const u32 all = __ballot_sync(FULL_WARP, reaches);
+        if (reaches) stage.reaching[warp][length + __popc(all & ((1u << lane) - 1))] = k + lane;
+        length += __popc(all);
+    }
+    if (lane == 0 && (length & 1)) stage.reaching[warp][length] = NOTHING;
+    __syncwarp();
+    return length;
+}
+
+// The places of list entries `index` (even) and `index + 1`.
+__device__ __forceinline__ int2 two_reaching(const Stage& stage, int warp, int index) {
+    const u32 both = *(const unsigned short*)(stage.reaching[warp] + index);
+    return make_int2(both & 255, both >> 8);
 }
 
 // log2(alpha) of one Gaussian in a thread's two pixels. Rounding may lift it over the opacity; that is cut off later.

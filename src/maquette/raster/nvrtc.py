@@ -11,13 +11,16 @@ where that cannot be written, kernels are compiled once per process instead.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import hashlib
 import importlib
 import logging
+import struct
+import sys
 import threading
-from collections.abc import Sequence
-from ctypes import c_float
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -29,7 +32,7 @@ from maquette.errors import MissingDependencyError, UnsupportedError
 from maquette.io.atomic import atomic_write_bytes
 
 if TYPE_CHECKING:
-    from cuda.core import Kernel, LaunchConfig, Stream
+    from cuda.core import Kernel
 
 KernelArgument: TypeAlias = "Tensor | int | float | None"
 
@@ -40,11 +43,23 @@ _SOURCE_FOLDER = Path(__file__).parent
 _LOG = logging.getLogger(__name__)
 _LOCK = threading.RLock()
 _MODULES: dict[tuple[str, str | Path, tuple[str, ...]], Any] = {}
-_KERNELS: dict[tuple[str, str | Path, tuple[str, ...], tuple[str, ...]], dict[str, Kernel]] = {}
+_KERNELS: dict[tuple[str, str | Path, tuple[str, ...], tuple[str, ...]], dict[str, CompiledKernel]] = {}
 _ARCHS: dict[int, str] = {}
-_STREAMS: dict[tuple[int, int], Stream] = {}
-_CONFIGS: dict[tuple[tuple[int, ...], tuple[int, ...], int], LaunchConfig] = {}
-_MAX_CACHED = 256
+
+
+@dataclass(frozen=True)
+class CompiledKernel:
+    """A kernel to launch.
+
+    Attributes:
+        name: its `extern "C"` name.
+        handle: the driver's handle.
+        owner: keeps the handle valid.
+    """
+
+    name: str
+    handle: int
+    owner: Kernel | None
 
 
 def cubin_folder() -> Path:
@@ -94,7 +109,7 @@ def compile_cubin(source_name: str | Path, arch: str, options: Sequence[str] = (
 
 def load_kernels(
     source_name: str | Path, kernel_names: Sequence[str], options: Sequence[str] = ()
-) -> dict[str, Kernel]:
+) -> dict[str, CompiledKernel]:
     """Kernels of one source for the current CUDA device, compiled at first use.
 
     Args:
@@ -111,17 +126,19 @@ def load_kernels(
     if kernels is None:
         with _LOCK:
             module = _load_module(source_name, key[0], key[3])
-            kernels = _KERNELS[key] = {name: module.get_kernel(name) for name in kernel_names}
+            found = {name: module.get_kernel(name) for name in kernel_names}
+            kernels = {name: CompiledKernel(name, int(kernel.handle), kernel) for name, kernel in found.items()}
+            _KERNELS[key] = kernels
     return kernels
 
 
 def launch(
-    kernel: Kernel,
+    kernel: CompiledKernel,
     grid: int | tuple[int, ...],
     block: int | tuple[int, ...],
     *args: KernelArgument,
     shared_bytes: int = 0,
-    stream: Stream | None = None,
+    stream: int | None = None,
 ) -> None:
     """Launches a kernel on torch's current stream of the current CUDA device; returns at once.
 
@@ -132,26 +149,69 @@ def launch(
             pointer, int an integer of the parameter's width (up to 8 bytes), float a 32-bit float.
         shared_bytes: dynamic shared memory per block, at most 48 KiB together with the static part.
         stream: what `current_stream` returned, to save looking it up again.
+
+    Raises:
+        UnsupportedError: the driver refused the launch.
     """
-    grid = (grid,) if isinstance(grid, int) else grid
-    block = (block,) if isinstance(block, int) else block
+    grid = (grid, 1, 1) if isinstance(grid, int) else (*grid, 1, 1)[:3]
+    block = (block, 1, 1) if isinstance(block, int) else (*block, 1, 1)[:3]
     if 0 in grid:
         return
-    config = _launch_config(grid, block, shared_bytes)
-    _cuda_core().launch(stream or current_stream(), config, kernel, *map(_argument, args))
+    parameters = _PARAMETERS.of_count(len(args))
+    # Tensors come first: they are the most, and this line is most of a launch.
+    values = [arg.data_ptr() if isinstance(arg, Tensor) else arg if type(arg) is int else _bits(arg) for arg in args]
+    parameters.pack_into(parameters.values, 0, *values)
+    stream = current_stream() if stream is None else stream
+    status = _driver_launch()(kernel.handle, *grid, *block, shared_bytes, stream, parameters.pointers, None)
+    if status:
+        raise UnsupportedError(
+            f"the CUDA driver refused to launch {kernel.name} with grid {grid} and block {block} (CUresult {status})"
+        )
 
 
-def current_stream() -> Stream:
-    """Torch's current stream of the current CUDA device, for `launch`."""
-    stream = torch.cuda.current_stream()
-    handle = stream.cuda_stream
-    key = (stream.device_index, handle)
-    wrapped = _STREAMS.get(key)
-    if wrapped is None:
-        if len(_STREAMS) >= _MAX_CACHED:
-            _STREAMS.clear()
-        wrapped = _STREAMS[key] = _cuda_core().Stream.from_handle(handle)
-    return wrapped
+def current_stream() -> int:
+    """Handle of torch's current stream of the current CUDA device, for `launch`."""
+    handle: int = torch.cuda.current_stream().cuda_stream
+    return handle
+
+
+class _Parameters:
+    """Room for the values of one launch, eight bytes each, and their addresses, as the driver wants them.
+
+    The driver copies as many low bytes of a value as the kernel's parameter has.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.values = (ctypes.c_int64 * count)()
+        first = ctypes.addressof(self.values)
+        self.pointers = (ctypes.c_void_p * count)(*range(first, first + 8 * count, 8))
+        self.pack_into = struct.Struct(f"<{count}q").pack_into
+
+
+class _ParametersOfThread(threading.local):
+    """The driver has copied the values when a launch returns, so one room per thread and count suffices."""
+
+    def __init__(self) -> None:
+        self._rooms: dict[int, _Parameters] = {}
+
+    def of_count(self, count: int) -> _Parameters:
+        room = self._rooms.get(count)
+        if room is None:
+            room = self._rooms[count] = _Parameters(count)
+        return room
+
+
+_PARAMETERS = _ParametersOfThread()
+
+
+@functools.cache
+def _driver_launch() -> Callable[..., int]:
+    """The driver's `cuLaunchKernel`, called directly, because cuda-core looks at every argument anew."""
+    library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    function: Callable[..., int] = library.cuLaunchKernel
+    handle, number = ctypes.c_void_p, ctypes.c_uint
+    function.argtypes = [handle, *[number] * 7, handle, handle, handle]  # type: ignore[attr-defined]
+    return function
 
 
 @functools.cache
@@ -159,24 +219,12 @@ def _cuda_core() -> Any:
     return importlib.import_module("cuda.core")
 
 
-def _argument(value: KernelArgument) -> Any:
-    if isinstance(value, Tensor):
-        return value.data_ptr()
-    if value is None:
-        return 0
+def _bits(value: float | None) -> int:
+    """What stands in the low bytes of a parameter."""
     if isinstance(value, float):
-        return c_float(value)
-    return value
-
-
-def _launch_config(grid: tuple[int, ...], block: tuple[int, ...], shared_bytes: int) -> LaunchConfig:
-    key = (grid, block, shared_bytes)
-    config = _CONFIGS.get(key)
-    if config is None:
-        if len(_CONFIGS) >= _MAX_CACHED:
-            _CONFIGS.clear()
-        config = _CONFIGS[key] = _cuda_core().LaunchConfig(grid=grid, block=block, shmem_size=shared_bytes)
-    return config
+        bits: int = struct.unpack("<I", struct.pack("<f", value))[0]
+        return bits
+    return value or 0
 
 
 def _current_arch() -> str:

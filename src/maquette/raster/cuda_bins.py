@@ -1,0 +1,217 @@
+"""CUDA backend, first half of the forward pass: projection, and lists of Gaussians per tile from front to back.
+
+The host allocates the pair list by the number of pairs of the last call of the same shape, so that the GPU does not
+wait for it, and looks at the true number afterwards: if there are more, it begins again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from maquette.errors import UnsupportedError
+from maquette.raster.nvrtc import current_stream, launch, load_kernels
+
+TILE = 16
+"""Side of a tile in pixels; the kernels are written for it."""
+MEDIUM_TILE_PAIRS = 1024
+"""A tile with more Gaussians is sorted by a larger block."""
+LARGE_TILE_PAIRS = 4096
+"""A tile with more Gaussians is sorted in global memory instead of shared memory."""
+MAX_INDEX = 2**31 - 1
+"""Most projected Gaussians (items x views x N), tiles and (tile, Gaussian) pairs of one call."""
+
+MAX_TILES_PER_VIEW = 2**26
+"""Most tiles of one image."""
+
+_PROJECT_THREADS = 256
+_SEGMENT_THREADS = 1024
+_RECORD_FLOATS = 8
+_TOTALS = 5
+_SORT_BLOCKS = 512
+
+_NUM_PAIRS: dict[tuple[int | None, Shape], int] = {}
+"""Pairs of the last call by device and shape."""
+_MAX_SHAPES = 256
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of one call: items, views per item, Gaussians per item, rendered part and whole image in pixels."""
+
+    items: int
+    views: int
+    count: int
+    height: int
+    width: int
+    image_height: int
+    image_width: int
+
+    @cached_property
+    def images(self) -> int:
+        """Views of all items."""
+        return self.items * self.views
+
+    @cached_property
+    def tiles_x(self) -> int:
+        """Tiles per row of an image."""
+        return math.ceil(self.width / TILE)
+
+    @cached_property
+    def tiles_per_view(self) -> int:
+        """Tiles of an image."""
+        return self.tiles_x * math.ceil(self.height / TILE)
+
+    @cached_property
+    def tiles(self) -> int:
+        """Tiles of all images."""
+        return self.images * self.tiles_per_view
+
+    @cached_property
+    def records(self) -> int:
+        """Projected Gaussians of all images."""
+        return self.images * self.count
+
+    def blend_arguments(self, colors: Tensor) -> tuple[int, ...]:
+        """Sizes for the blend kernels; views that share colours are counted, one where each has its own."""
+        sharing = self.views if colors.ndim == 3 else 1
+        return (self.count, sharing, self.tiles_x, self.tiles_per_view, self.width, self.height)
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Projected Gaussians and, per tile, its segment of the pair list ordered front to back.
+
+    Attributes:
+        records: `[BV * N, 8]` float32, see gaussian_common.cuh.
+        slots: number of each record among the visible ones, in any order, -1 when culled, `[BV * N]` int32; None
+            where no gradients will be asked for.
+        num_visible: number of visible records, with slots.
+        pairs: record indices, int32.
+        segments: starts and ends of the tiles' segments, `[2, T]` int32.
+    """
+
+    records: Tensor
+    slots: Tensor | None
+    num_visible: int
+    pairs: Tensor
+    segments: Tensor
+
+
+def bin_gaussians(
+    shape: Shape,
+    gaussians: tuple[Tensor, ...],
+    cameras: tuple[Tensor, ...],
+    scale_modifier: float,
+    antialiased: bool,
+    differentiable: bool = True,
+) -> Bins:
+    """Projects the Gaussians and lists them by tile, front to back."""
+    device = cameras[0].device
+    last = _NUM_PAIRS.get((device.index, shape))
+    bins = _try_bin(shape, gaussians, cameras, scale_modifier, antialiased, differentiable, last)
+    if bins is None:
+        bins = _try_bin(shape, gaussians, cameras, scale_modifier, antialiased, differentiable, None)
+        assert bins is not None
+    return bins
+
+
+def _try_bin(
+    shape: Shape,
+    gaussians: tuple[Tensor, ...],
+    cameras: tuple[Tensor, ...],
+    scale_modifier: float,
+    antialiased: bool,
+    differentiable: bool,
+    expected_pairs: int | None,
+) -> Bins | None:
+    """The bins, or None when the pair list was too short for them.
+
+    `expected_pairs` is a guess of the number of pairs, to which an eighth is added; with None the host waits for the
+    true number.
+    """
+    kernels = load_kernels("gaussian_bin.cu", ("project_and_count", "allocate_segments", "write_pairs"))
+    device, stream = cameras[0].device, current_stream()
+    records = torch.empty(shape.records, _RECORD_FLOATS, dtype=torch.float32, device=device)
+    depths = torch.empty(shape.records, dtype=torch.int32, device=device)
+    slots = torch.empty_like(depths) if differentiable else None
+    # 64-bit totals, then segment starts and write cursors; the cursors begin as counts.
+    workspace = torch.zeros(2 * _TOTALS + 2 * shape.tiles, dtype=torch.int32, device=device)
+    totals, segments = workspace[: 2 * _TOTALS], workspace[2 * _TOTALS :].view(2, shape.tiles)
+    starts, cursors = segments
+    lists = torch.empty(3, shape.tiles, dtype=torch.int32, device=device)  # medium and large tiles, scratch starts
+    medium, large, scratch_starts = lists
+    blocks_per_view = math.ceil(shape.count / _PROJECT_THREADS)
+    grid, image = shape.images * blocks_per_view, (shape.width, shape.height)
+    outputs = (records, depths, slots, cursors, totals)
+    sizes = (shape.count, shape.views, blocks_per_view, *image)
+    settings = (shape.image_width, shape.image_height, int(antialiased), scale_modifier)
+    probed = gaussians if gaussians[4].ndim == 3 else (*gaussians[:4], gaussians[0])  # see `_all_finite`
+    project = kernels["project_and_count"]
+    launch(project, grid, _PROJECT_THREADS, *probed, *cameras, *outputs, *sizes, *settings, stream=stream)
+    segment_grid, limits = math.ceil(shape.tiles / _SEGMENT_THREADS), (MEDIUM_TILE_PAIRS, LARGE_TILE_PAIRS)
+    segment_arguments = (cursors, starts, totals, medium, large, scratch_starts, shape.tiles, *limits)
+    launch(kernels["allocate_segments"], segment_grid, _SEGMENT_THREADS, *segment_arguments, stream=stream)
+    wait_for_totals = _copy_to_host(totals.view(torch.int64))
+    capacity = _checked(wait_for_totals()[0]) if expected_pairs is None else expected_pairs + expected_pairs // 8
+    pairs = torch.empty(min(capacity, MAX_INDEX), dtype=torch.int32, device=device)
+    pair_arguments = (records, cursors, pairs, pairs.numel(), shape.count, blocks_per_view, *image)
+    launch(kernels["write_pairs"], grid, _PROJECT_THREADS, *pair_arguments, stream=stream)
+    _sort(pairs, depths, segments, medium, totals, stream)
+    num_pairs, _, num_large, large_pairs, num_visible = wait_for_totals()
+    _remember(device.index, shape, _checked(num_pairs))
+    if num_pairs > pairs.numel():
+        return None
+    if num_large:
+        kernel = load_kernels("gaussian_sort.cu", ("sort_large",))["sort_large"]
+        scratch = torch.empty(large_pairs, dtype=torch.int32, device=device)
+        arguments = (pairs, scratch, depths, starts, cursors, large, scratch_starts)
+        launch(kernel, num_large, 1024, *arguments, stream=stream)
+    return Bins(records, slots, num_visible, pairs, segments)
+
+
+def _copy_to_host(values: Tensor) -> Callable[[], list[int]]:
+    """Starts a copy behind the work of the current stream; what is returned waits for it and gives the numbers."""
+    copy = values.to("cpu", non_blocking=True)
+    new_event: Callable[[], torch.cuda.Event] = torch.cuda.Event
+    arrived = new_event()
+    arrived.record()
+
+    def wait() -> list[int]:
+        arrived.synchronize()
+        numbers: list[int] = copy.tolist()
+        return numbers
+
+    return wait
+
+
+def _checked(num_pairs: int) -> int:
+    if num_pairs > MAX_INDEX:
+        raise UnsupportedError(
+            f"{num_pairs} (tile, Gaussian) pairs are more than the CUDA backend indexes ({MAX_INDEX}): render fewer "
+            "views per call, or check that the scales are not far too large"
+        )
+    return num_pairs
+
+
+def _remember(device: int | None, shape: Shape, num_pairs: int) -> None:
+    if len(_NUM_PAIRS) >= _MAX_SHAPES:
+        _NUM_PAIRS.clear()
+    _NUM_PAIRS[device, shape] = num_pairs
+
+
+def _sort(pairs: Tensor, depths: Tensor, segments: Tensor, medium: Tensor, totals: Tensor, stream: int) -> None:
+    """Orders all but the largest segments by depth, ties by index."""
+    if not pairs.numel():
+        return
+    kernels = load_kernels("gaussian_sort.cu", ("sort_small", "sort_medium"))
+    starts, ends = segments
+    capacity, tiles = pairs.numel(), segments.shape[1]
+    launch(kernels["sort_small"], tiles, 128, pairs, depths, starts, ends, capacity, stream=stream)
+    listed = (medium, totals, capacity)
+    launch(kernels["sort_medium"], min(tiles, _SORT_BLOCKS), 512, pairs, depths, starts, ends, *listed, stream=stream)

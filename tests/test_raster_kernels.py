@@ -1,0 +1,91 @@
+"""The CUDA rasterizer's own kernels, run on the CPU (see cuda_on_cpu.py), against the float64 reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from cuda_on_cpu import rasterizer_on_cpu
+from maquette.raster import cuda_bins
+from raster_scenes import Scene, surface_scene, wild_scene
+from test_raster_cuda import piled_scene
+from test_raster_gaussians import assert_gradients_close, assert_images_close
+
+SCENES = {
+    "surface": lambda: surface_scene(batch=2, views=2, count=150, height=33, width=40, seed=11),
+    "dense": lambda: surface_scene(views=1, count=500, height=32, width=32, scale=0.06, seed=2, faint_share=0.0),
+    "opaque": lambda: opaque_scene(),
+    "tiny Gaussians": lambda: surface_scene(views=1, count=300, scale=0.002, seed=3),
+    "wild": lambda: wild_scene(seed=5),
+}
+
+
+def opaque_scene() -> Scene:
+    """Pixels stop early, at the clamp of alpha."""
+    scene = surface_scene(views=1, count=300, height=24, width=24, scale=0.1, seed=4, faint_share=0.0)
+    return scene.replace(opacities=torch.full_like(scene.values[3], 1.0))
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("libraries")
+
+
+@pytest.fixture(autouse=True)
+def on_cpu(libraries: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rasterizer_on_cpu(libraries, monkeypatch)
+
+
+def run(scene: Scene, upstream: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Images and gradients of the kernels."""
+    return scene.gradients("cuda", upstream)
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_matches_float64_reference(name: str) -> None:
+    scene = SCENES[name]()
+    upstream = scene.upstream()
+    images, gradients = run(scene, upstream)
+    truth, truth_gradients = scene.to(torch.float64).gradients("reference", upstream)
+    for got, expected in zip(images, truth, strict=True):
+        assert_images_close(got, expected, atol=3e-5, flips=2e-3)
+    assert_gradients_close(gradients, truth_gradients, rtol=1e-4, flips=2e-2)
+
+
+@pytest.mark.parametrize(("count", "equal_depth"), [(1500, False), (1500, True), (4500, False), (4500, True)])
+def test_long_tiles(count: int, equal_depth: bool) -> None:
+    """The sorting kernels of longer tiles, with and without ties."""
+    scene = piled_scene(count, equal_depth)
+    upstream = scene.upstream()
+    images, gradients = run(scene, upstream)
+    truth, truth_gradients = scene.gradients("cpu", upstream)
+    for image, expected in zip(images, truth, strict=True):
+        assert (image - expected).abs().mean() < 2e-5
+    for gradient, expected in zip(gradients, truth_gradients, strict=True):
+        assert (gradient - expected).norm() < 5e-2 * expected.norm()
+
+
+def test_guess_of_the_number_of_pairs() -> None:
+    """Too short, exact or far too long a pair list from an earlier call: the same image, whole gradients."""
+    scene = surface_scene(views=2, count=80, height=32, width=32, seed=6)
+    upstream = scene.upstream()
+    images, gradients = run(scene, upstream)
+    ((key, pairs),) = cuda_bins._NUM_PAIRS.items()
+    assert pairs > 80
+    for guess in (0, 5, pairs // 2, pairs, 10 * pairs):
+        cuda_bins._NUM_PAIRS[key] = guess
+        again, again_gradients = run(scene, upstream)
+        assert cuda_bins._NUM_PAIRS[key] == pairs
+        assert all(torch.equal(a, b) for a, b in zip(images, again, strict=True))
+        for a, b in zip(gradients, again_gradients, strict=True):
+            assert (a - b).norm() <= 1e-5 * b.norm()
+
+
+def test_without_gradients_the_image_is_the_same() -> None:
+    scene = surface_scene(views=2, count=80, height=32, width=32, seed=6)
+    images, _ = run(scene, scene.upstream())
+    plain = scene.render("cuda")
+    assert all(torch.equal(a, b) for a, b in zip(images, plain, strict=True))
