@@ -267,7 +267,7 @@ def _try_bin(
         return None
     if num_large:
         kernel = load_kernels("gaussian_sort.cu", ("sort_large",))["sort_large"]
-        scratch = torch.empty(large_pairs, dtype=torch.int32, device=device)
+        scratch = torch.empty(large_pairs, dtype=torch.int64, device=device)
         arguments = (pairs, scratch, depths, starts, cursors, large, scratch_starts)
         launch(kernel, num_large, 1024, *arguments, stream=stream)
     return _Bins(records, slots, num_visible, pairs, segments)
