@@ -10,6 +10,7 @@ last digits of gradients vary between runs.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -84,6 +85,9 @@ class _Shape:
         return (self.count, self.views, self.tiles_x, self.tiles_per_view, self.width, self.height)
 
 
+_shape = functools.lru_cache(_MAX_SHAPES)(_Shape)
+
+
 @dataclass(frozen=True)
 class _Bins:
     """Projected Gaussians and, per tile, its segment of the pair list ordered front to back.
@@ -94,14 +98,15 @@ class _Bins:
             where no gradients will be asked for.
         num_visible: number of visible records, with slots.
         pairs: record indices, int32.
-        segments: starts and ends of the tiles' segments, `[2, T]` int32.
+        starts, ends: of the tiles' segments, `[T]` int32.
     """
 
     records: Tensor
     slots: Tensor | None
     num_visible: int
     pairs: Tensor
-    segments: Tensor
+    starts: Tensor
+    ends: Tensor
 
 
 def rasterize(
@@ -170,7 +175,7 @@ class _Rasterize(torch.autograd.Function):
         scale_modifier: float,
         differentiable: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        shape = _Shape(means.shape[0], world_to_camera.shape[1], means.shape[1], height, width)
+        shape = _shape(means.shape[0], world_to_camera.shape[1], means.shape[1], height, width)
         if max(shape.records, shape.tiles) > MAX_INDEX or shape.tiles_per_view > MAX_TILES_PER_VIEW:
             raise UnsupportedError(
                 f"{shape.images} views of {shape.count} Gaussians at {height} x {width} pixels are more than the CUDA "
@@ -242,10 +247,9 @@ def _try_bin(
     slots = torch.empty_like(depths) if differentiable else None
     # 64-bit totals, then segment starts and write cursors; the cursors begin as counts.
     workspace = torch.zeros(2 * _TOTALS + 2 * shape.tiles, dtype=torch.int32, device=device)
-    totals, segments = workspace[: 2 * _TOTALS], workspace[2 * _TOTALS :].view(2, shape.tiles)
-    starts, cursors = segments
-    lists = torch.empty(3, shape.tiles, dtype=torch.int32, device=device)  # medium and large tiles, scratch starts
-    medium, large, scratch_starts = lists
+    totals, starts, cursors = workspace.split_with_sizes((2 * _TOTALS, shape.tiles, shape.tiles))
+    lists = torch.empty(3, shape.tiles, dtype=torch.int32, device=device)
+    medium, large, scratch_starts = lists  # medium and large tiles, starts in the scratch space of large ones
     blocks_per_view = math.ceil(shape.count / _PROJECT_THREADS)
     grid, image = shape.images * blocks_per_view, (shape.width, shape.height)
     outputs = (records, depths, slots, cursors, totals)
@@ -260,9 +264,11 @@ def _try_bin(
     pairs = torch.empty(min(capacity, MAX_INDEX), dtype=torch.int32, device=device)
     pair_arguments = (records, cursors, pairs, pairs.numel(), shape.count, blocks_per_view, *image)
     launch(kernels["write_pairs"], grid, _PROJECT_THREADS, *pair_arguments, stream=stream)
-    _sort(pairs, depths, segments, medium, totals, stream)
+    _sort(pairs, depths, (starts, cursors), medium, totals, stream)
     num_pairs, _, num_large, large_pairs, num_visible = wait_for_totals()
-    _remember(device.index, shape, _checked(num_pairs))
+    if len(_NUM_PAIRS) >= _MAX_SHAPES:
+        _NUM_PAIRS.clear()
+    _NUM_PAIRS[device.index, shape] = _checked(num_pairs)
     if num_pairs > pairs.numel():
         return None
     if num_large:
@@ -270,7 +276,7 @@ def _try_bin(
         scratch = torch.empty(large_pairs, dtype=torch.int64, device=device)
         arguments = (pairs, scratch, depths, starts, cursors, large, scratch_starts)
         launch(kernel, num_large, 1024, *arguments, stream=stream)
-    return _Bins(records, slots, num_visible, pairs, segments)
+    return _Bins(records, slots, num_visible, pairs, starts, cursors)
 
 
 def _copy_to_host(values: Tensor) -> Callable[[], list[int]]:
@@ -297,19 +303,15 @@ def _checked(num_pairs: int) -> int:
     return num_pairs
 
 
-def _remember(device: int | None, shape: _Shape, num_pairs: int) -> None:
-    if len(_NUM_PAIRS) >= _MAX_SHAPES:
-        _NUM_PAIRS.clear()
-    _NUM_PAIRS[device, shape] = num_pairs
-
-
-def _sort(pairs: Tensor, depths: Tensor, segments: Tensor, medium: Tensor, totals: Tensor, stream: int) -> None:
+def _sort(
+    pairs: Tensor, depths: Tensor, segments: tuple[Tensor, Tensor], medium: Tensor, totals: Tensor, stream: int
+) -> None:
     """Orders all but the largest segments by depth, ties by index."""
     if not pairs.numel():
         return
     kernels = load_kernels("gaussian_sort.cu", ("sort_small", "sort_medium"))
     starts, ends = segments
-    capacity, tiles = pairs.numel(), segments.shape[1]
+    capacity, tiles = pairs.numel(), starts.numel()
     launch(kernels["sort_small"], tiles, 128, pairs, depths, starts, ends, capacity, stream=stream)
     listed = (medium, totals, capacity)
     launch(kernels["sort_medium"], min(tiles, _SORT_BLOCKS), 512, pairs, depths, starts, ends, *listed, stream=stream)
@@ -322,19 +324,10 @@ def _empty_images(shape: _Shape, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _blend(shape: _Shape, bins: _Bins, colors: Tensor, background: Tensor, images: tuple[Tensor, ...]) -> None:
     """Writes the colour, depth and alpha images."""
-    launch(
-        load_kernels("gaussian_blend.cu", ("blend_forward",))["blend_forward"],
-        shape.tiles,
-        _BLEND_THREADS,
-        bins.records,
-        colors,
-        background,
-        bins.pairs,
-        bins.segments[0],
-        bins.segments[1],
-        *images,
-        *shape.blend_arguments,
-    )
+    kernel = load_kernels("gaussian_blend.cu", ("blend_forward",))["blend_forward"]
+    lists = (bins.pairs, bins.starts, bins.ends)
+    sources = (bins.records, colors, background)
+    launch(kernel, shape.tiles, _BLEND_THREADS, *sources, *lists, *images, *shape.blend_arguments)
 
 
 def _blend_backward(
@@ -351,16 +344,21 @@ def _blend_backward(
         bins.records,
         colors,
         bins.pairs,
-        bins.segments[0],
-        bins.segments[1],
+        bins.starts,
+        bins.ends,
         *images,
         *images_in,
         bins.slots,
         gradients,
-        gradients[8 * bins.num_visible :],
+        _second_part(gradients),
         *shape.blend_arguments,
     )
     return gradients
+
+
+def _second_part(gradients: Tensor) -> int:
+    """Address of the two floats each, behind the eight floats each."""
+    return gradients.data_ptr() + gradients.numel() // _GRADIENT_FLOATS * 8 * gradients.element_size()
 
 
 def _project_backward(
@@ -383,7 +381,7 @@ def _project_backward(
         *cameras,
         slots,
         record_gradients,
-        record_gradients[record_gradients.numel() // _GRADIENT_FLOATS * 8 :],
+        _second_part(record_gradients),
         *gradients,
         shape.count,
         shape.views,
