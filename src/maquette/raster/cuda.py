@@ -245,6 +245,7 @@ def _try_bin(
     records = torch.empty(shape.records, _RECORD_FLOATS, dtype=torch.float32, device=device)
     depths = torch.empty(shape.records, dtype=torch.int32, device=device)
     slots = torch.empty_like(depths) if differentiable else None
+    tiles = torch.empty(shape.records, dtype=torch.int64, device=device)  # of each Gaussian, packed
     # 64-bit totals, then segment starts and write cursors; the cursors begin as counts.
     workspace = torch.zeros(2 * _TOTALS + 2 * shape.tiles, dtype=torch.int32, device=device)
     totals, starts, cursors = workspace.split_with_sizes((2 * _TOTALS, shape.tiles, shape.tiles))
@@ -252,7 +253,7 @@ def _try_bin(
     medium, large, scratch_starts = lists  # medium and large tiles, starts in the scratch space of large ones
     blocks_per_view = math.ceil(shape.count / _PROJECT_THREADS)
     grid, image = shape.images * blocks_per_view, (shape.width, shape.height)
-    outputs = (records, depths, slots, cursors, totals)
+    outputs = (records, depths, slots, tiles, cursors, totals)
     sizes = (shape.count, shape.views, blocks_per_view, *image)
     project = kernels["project_and_count"]
     launch(project, grid, _PROJECT_THREADS, *gaussians, *cameras, *outputs, *sizes, scale_modifier, stream=stream)
@@ -262,7 +263,7 @@ def _try_bin(
     wait_for_totals = _copy_to_host(totals.view(torch.int64))
     capacity = _checked(wait_for_totals()[0]) if expected_pairs is None else expected_pairs + expected_pairs // 8
     pairs = torch.empty(min(capacity, MAX_INDEX), dtype=torch.int32, device=device)
-    pair_arguments = (records, cursors, pairs, pairs.numel(), shape.count, blocks_per_view, *image)
+    pair_arguments = (records, tiles, cursors, pairs, pairs.numel(), shape.count, blocks_per_view, *image)
     launch(kernels["write_pairs"], grid, _PROJECT_THREADS, *pair_arguments, stream=stream)
     _sort(pairs, depths, (starts, cursors), medium, totals, stream)
     num_pairs, _, num_large, large_pairs, num_visible = wait_for_totals()
