@@ -213,6 +213,11 @@ static T atomicAdd(T* to, T x) {
     *to += x;
     return before;
 }
+static unsigned atomicOr(unsigned* to, unsigned x) {
+    const unsigned before = *to;
+    *to |= x;
+    return before;
+}
 
 // The tensor cores' product m16n8k8 of tf32 matrices: lanes hold fragments of a, b and c as the PTX manual says.
 static void multiply(float c[4], const float a[4], float2 b) {

@@ -20,6 +20,7 @@ SCENES = {
     "opaque": lambda: opaque_scene(),
     "tiny Gaussians": lambda: surface_scene(views=1, count=300, scale=0.002, seed=3),
     "wild": lambda: wild_scene(seed=5),
+    "more than 32 tiles each": lambda: surface_scene(views=1, count=30, height=112, width=130, scale=0.2, seed=7),
 }
 
 

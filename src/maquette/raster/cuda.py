@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from maquette.errors import InvalidInputError, UnsupportedError
 from maquette.raster.channels import CHANNELS, in_threes, joined
-from maquette.raster.cuda_bins import MAX_INDEX, MAX_TILES_PER_VIEW, Bins, Shape, bin_gaussians
+from maquette.raster.cuda_bins import MAX_INDEX, MAX_TILES_PER_VIEW, Bins, Shape, bin_gaussians, shape_of
 from maquette.raster.nvrtc import launch, load_kernels
 from maquette.raster.reference import Window
 
@@ -74,7 +74,7 @@ def rasterize(
     if window is not None:
         intrinsics = _moved(intrinsics, window.origins)
     size = (height, width) if window is None else (window.height, window.width)
-    shape = Shape(means.shape[0], world_to_camera.shape[1], means.shape[1], *size, height, width)
+    shape = shape_of(means.shape[0], world_to_camera.shape[1], means.shape[1], *size, height, width)
     groups = in_threes(features)
     if groups or colors.ndim == 4:  # the kernels look for bad values among shared colours only
         opacities = torch.where(_all_finite(colors, *groups), opacities, 0.0)
@@ -192,19 +192,10 @@ def _empty_images(shape: Shape, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _blend(shape: Shape, bins: Bins, colors: Tensor, background: Tensor, images: tuple[Tensor, ...]) -> None:
     """Writes the colour, depth and alpha images."""
-    launch(
-        load_kernels("gaussian_blend.cu", ("blend_forward",))["blend_forward"],
-        shape.tiles,
-        _BLEND_THREADS,
-        bins.records,
-        colors,
-        background,
-        bins.pairs,
-        bins.segments[0],
-        bins.segments[1],
-        *images,
-        *shape.blend_arguments(colors),
-    )
+    kernel = load_kernels("gaussian_blend.cu", ("blend_forward",))["blend_forward"]
+    lists = (bins.pairs, bins.starts, bins.ends)
+    sources = (bins.records, colors, background)
+    launch(kernel, shape.tiles, _BLEND_THREADS, *sources, *lists, *images, *shape.blend_arguments(colors))
 
 
 def _blend_backward(
@@ -225,15 +216,20 @@ def _blend_backward(
         bins.records,
         colors,
         bins.pairs,
-        bins.segments[0],
-        bins.segments[1],
+        bins.starts,
+        bins.ends,
         *images,
         *images_in,
         bins.slots,
         gradients,
-        gradients[8 * bins.num_visible :],
+        _second_part(gradients),
         *shape.blend_arguments(colors),
     )
+
+
+def _second_part(gradients: Tensor) -> int:
+    """Address of the two floats each, behind the eight floats each."""
+    return gradients.data_ptr() + gradients.numel() // _GRADIENT_FLOATS * 8 * gradients.element_size()
 
 
 def _project_backward(
@@ -257,7 +253,7 @@ def _project_backward(
         *cameras,
         slots,
         record_gradients,
-        record_gradients[record_gradients.numel() // _GRADIENT_FLOATS * 8 :],
+        _second_part(record_gradients),
         *gradients,
         shape.count,
         shape.views,

@@ -6,6 +6,7 @@ wait for it, and looks at the true number afterwards: if there are more, it begi
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -83,6 +84,10 @@ class Shape:
         return (self.count, sharing, self.tiles_x, self.tiles_per_view, self.width, self.height)
 
 
+shape_of = functools.lru_cache(_MAX_SHAPES)(Shape)
+"""`Shape`, kept for the next call of the same sizes."""
+
+
 @dataclass(frozen=True)
 class Bins:
     """Projected Gaussians and, per tile, its segment of the pair list ordered front to back.
@@ -93,14 +98,15 @@ class Bins:
             where no gradients will be asked for.
         num_visible: number of visible records, with slots.
         pairs: record indices, int32.
-        segments: starts and ends of the tiles' segments, `[2, T]` int32.
+        starts, ends: of the tiles' segments, `[T]` int32.
     """
 
     records: Tensor
     slots: Tensor | None
     num_visible: int
     pairs: Tensor
-    segments: Tensor
+    starts: Tensor
+    ends: Tensor
 
 
 def bin_gaussians(
@@ -140,18 +146,18 @@ def _try_bin(
     records = torch.empty(shape.records, _RECORD_FLOATS, dtype=torch.float32, device=device)
     depths = torch.empty(shape.records, dtype=torch.int32, device=device)
     slots = torch.empty_like(depths) if differentiable else None
+    tiles = torch.empty(shape.records, dtype=torch.int64, device=device)  # of each Gaussian, packed
     # 64-bit totals, then segment starts and write cursors; the cursors begin as counts.
     workspace = torch.zeros(2 * _TOTALS + 2 * shape.tiles, dtype=torch.int32, device=device)
-    totals, segments = workspace[: 2 * _TOTALS], workspace[2 * _TOTALS :].view(2, shape.tiles)
-    starts, cursors = segments
-    lists = torch.empty(3, shape.tiles, dtype=torch.int32, device=device)  # medium and large tiles, scratch starts
-    medium, large, scratch_starts = lists
+    totals, starts, cursors = workspace.split_with_sizes((2 * _TOTALS, shape.tiles, shape.tiles))
+    lists = torch.empty(3, shape.tiles, dtype=torch.int32, device=device)
+    medium, large, scratch_starts = lists  # medium and large tiles, starts in the scratch space of large ones
     blocks_per_view = math.ceil(shape.count / _PROJECT_THREADS)
     grid, image = shape.images * blocks_per_view, (shape.width, shape.height)
-    outputs = (records, depths, slots, cursors, totals)
+    outputs = (records, depths, slots, tiles, cursors, totals)
     sizes = (shape.count, shape.views, blocks_per_view, *image)
     settings = (shape.image_width, shape.image_height, int(antialiased), scale_modifier)
-    probed = gaussians if gaussians[4].ndim == 3 else (*gaussians[:4], gaussians[0])  # see `_all_finite`
+    probed = gaussians if gaussians[4].ndim == 3 else (*gaussians[:4], gaussians[0])  # colours of views are not probed
     project = kernels["project_and_count"]
     launch(project, grid, _PROJECT_THREADS, *probed, *cameras, *outputs, *sizes, *settings, stream=stream)
     segment_grid, limits = math.ceil(shape.tiles / _SEGMENT_THREADS), (MEDIUM_TILE_PAIRS, LARGE_TILE_PAIRS)
@@ -160,19 +166,21 @@ def _try_bin(
     wait_for_totals = _copy_to_host(totals.view(torch.int64))
     capacity = _checked(wait_for_totals()[0]) if expected_pairs is None else expected_pairs + expected_pairs // 8
     pairs = torch.empty(min(capacity, MAX_INDEX), dtype=torch.int32, device=device)
-    pair_arguments = (records, cursors, pairs, pairs.numel(), shape.count, blocks_per_view, *image)
+    pair_arguments = (records, tiles, cursors, pairs, pairs.numel(), shape.count, blocks_per_view, *image)
     launch(kernels["write_pairs"], grid, _PROJECT_THREADS, *pair_arguments, stream=stream)
-    _sort(pairs, depths, segments, medium, totals, stream)
+    _sort(pairs, depths, (starts, cursors), medium, totals, stream)
     num_pairs, _, num_large, large_pairs, num_visible = wait_for_totals()
-    _remember(device.index, shape, _checked(num_pairs))
+    if len(_NUM_PAIRS) >= _MAX_SHAPES:
+        _NUM_PAIRS.clear()
+    _NUM_PAIRS[device.index, shape] = _checked(num_pairs)
     if num_pairs > pairs.numel():
         return None
     if num_large:
         kernel = load_kernels("gaussian_sort.cu", ("sort_large",))["sort_large"]
-        scratch = torch.empty(large_pairs, dtype=torch.int32, device=device)
+        scratch = torch.empty(large_pairs, dtype=torch.int64, device=device)
         arguments = (pairs, scratch, depths, starts, cursors, large, scratch_starts)
         launch(kernel, num_large, 1024, *arguments, stream=stream)
-    return Bins(records, slots, num_visible, pairs, segments)
+    return Bins(records, slots, num_visible, pairs, starts, cursors)
 
 
 def _copy_to_host(values: Tensor) -> Callable[[], list[int]]:
@@ -199,19 +207,15 @@ def _checked(num_pairs: int) -> int:
     return num_pairs
 
 
-def _remember(device: int | None, shape: Shape, num_pairs: int) -> None:
-    if len(_NUM_PAIRS) >= _MAX_SHAPES:
-        _NUM_PAIRS.clear()
-    _NUM_PAIRS[device, shape] = num_pairs
-
-
-def _sort(pairs: Tensor, depths: Tensor, segments: Tensor, medium: Tensor, totals: Tensor, stream: int) -> None:
+def _sort(
+    pairs: Tensor, depths: Tensor, segments: tuple[Tensor, Tensor], medium: Tensor, totals: Tensor, stream: int
+) -> None:
     """Orders all but the largest segments by depth, ties by index."""
     if not pairs.numel():
         return
     kernels = load_kernels("gaussian_sort.cu", ("sort_small", "sort_medium"))
     starts, ends = segments
-    capacity, tiles = pairs.numel(), segments.shape[1]
+    capacity, tiles = pairs.numel(), starts.numel()
     launch(kernels["sort_small"], tiles, 128, pairs, depths, starts, ends, capacity, stream=stream)
     listed = (medium, totals, capacity)
     launch(kernels["sort_medium"], min(tiles, _SORT_BLOCKS), 512, pairs, depths, starts, ends, *listed, stream=stream)

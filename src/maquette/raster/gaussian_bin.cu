@@ -100,7 +100,7 @@ __device__ __forceinline__ Footprint from_lane(const Footprint& f, int lane) {
     return g;
 }
 
-// Calls visit(tile of the view, payload) for every tile that a live lane's Gaussian reaches. The warp shares the tiles
+// Calls visit(tile of the view, place in its rectangle, payload) for every tile that a live lane's Gaussian reaches. The warp shares the tiles
 // of all its rectangles evenly, so all its lanes must come here.
 template <class Visit>
 __device__ __forceinline__ void for_each_tile(bool live, const Footprint& f, Grid grid, Visit visit) {
@@ -124,7 +124,28 @@ __device__ __forceinline__ void for_each_tile(bool live, const Footprint& f, Gri
         const u32 width = g.x1 - g.x0, row = within / width;
         const int y = g.y0 + (int)row, x = g.x0 + (int)(within - row * width);
         const int2 span = columns(g, y, grid);
-        if (x >= span.x && x < span.y) visit((u32)(y * grid.tiles_x + x), g.payload);
+        if (x >= span.x && x < span.y) visit((u32)(y * grid.tiles_x + x), within, g.payload);
+    }
+}
+
+// The tiles of a Gaussian: the first tile of its rectangle and (bits 26-30) the rectangle's width less one; one bit for
+// each of its tiles, row by row, that the ellipse reaches. A rectangle of more than 32 tiles is only marked.
+constexpr u32 LARGE_RECTANGLE = 1u << 31;
+
+__device__ __forceinline__ uint2 pack_tiles(const Footprint& f, u32 reached, Grid grid) {
+    const u32 width = f.x1 - f.x0;
+    if (width * (u32)(f.y1 - f.y0) > 32) return make_uint2(LARGE_RECTANGLE, 0);
+    return make_uint2((u32)(f.y0 * grid.tiles_x + f.x0) | (width - 1) << 26, reached);
+}
+
+// Calls visit(tile of the view) for the tiles of a Gaussian that are not LARGE_RECTANGLE.
+template <class Visit>
+__device__ __forceinline__ void for_each_packed_tile(uint2 tiles, Grid grid, Visit visit) {
+    const u32 first = tiles.x & 0x3ffffffu, width = ((tiles.x >> 26) & 31) + 1;
+    const u32 inverse = (65535 + width) / width;  // (i * inverse) >> 16 is i / width for i < 32
+    for (u32 rest = tiles.y; rest; rest &= rest - 1) {
+        const u32 within = __ffs(rest) - 1, row = (within * inverse) >> 16;
+        visit(first + row * grid.tiles_x + (within - row * width));
     }
 }
 
@@ -171,8 +192,9 @@ __device__ __forceinline__ u32 block_prefix(u32 value, u32* total) {
 
 }  // namespace
 
-// Writes the record of every Gaussian in every view, its slot among the visible ones (NO_SLOT when culled) and, when
-// visible, the bits of its depth (a sort key, since depths are positive), and adds it to the counts of its tiles.
+// Writes the record of every visible Gaussian in every view, its slot among the visible ones (NO_SLOT when culled) and, when
+// visible, the bits of its depth (a sort key, since depths are positive), and adds it to the counts of its tiles. The
+// tiles are kept for write_pairs as pack_tiles says, none where the Gaussian is culled.
 // `slots` may be null, where no gradients will be asked for.
 // Blocks of 256 threads, `blocks_per_view` for a view. `totals` as in allocate_segments. `width` and `height` are those
 // of the part of the image that is rendered, with the principal point moved by its origin; `image_*` of the whole.
@@ -180,15 +202,17 @@ extern "C" __global__ void __launch_bounds__(256)
 project_and_count(const float* __restrict__ means, const float4* __restrict__ quats, const float* __restrict__ scales,
                   const float* __restrict__ opacities, const float* __restrict__ colors,
                   const float4* __restrict__ world_to_camera, const float* __restrict__ intrinsics, float4* records,
-                  u32* depths, u32* slots, u32* counts, u64* totals, int count, int views, int blocks_per_view, int width, int height,
-                  int image_width, int image_height, int antialiased, float scale_modifier) {
+                  u32* depths, u32* slots, uint2* tiles, u32* counts, u64* totals, int count, int views,
+                  int blocks_per_view, int width, int height, int image_width, int image_height, int antialiased,
+                  float scale_modifier) {
+    __shared__ u32 reached[256];
     const int bv = blockIdx.x / blocks_per_view;
     const int n = (blockIdx.x - bv * blocks_per_view) * 256 + threadIdx.x;
     const Grid grid = {width, height, (width + TILE - 1) / TILE, (height + TILE - 1) / TILE};
     const size_t g = (size_t)bv * count + n;
     bool visible = false;
-    float4 r0, r1 = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    Footprint f;
+    float4 r0, r1;
+    Footprint f = {};
     if (n < count) {
         const size_t source = (size_t)(bv / views) * count + n;
         const Camera camera = load_camera(world_to_camera, intrinsics, bv);
@@ -217,16 +241,24 @@ project_and_count(const float* __restrict__ means, const float4* __restrict__ qu
         }
         if (visible) {
             records[2 * g] = r0;
+            records[2 * g + 1] = r1;
             depths[g] = __float_as_uint(r1.z);
         }
-        records[2 * g + 1] = visible ? r1 : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     }
     if (slots) {
         const u32 slot = take_slot(visible, totals + 4);
         if (n < count) slots[g] = visible ? slot : NO_SLOT;
     }
     counts += (size_t)bv * (grid.tiles_x * grid.tiles_y);
-    for_each_tile(visible, f, grid, [=](u32 tile, u32) { atomicAdd(counts + tile, 1u); });
+    f.payload = threadIdx.x;
+    reached[threadIdx.x] = 0;
+    __syncwarp();
+    for_each_tile(visible, f, grid, [=](u32 tile, u32 within, u32 thread) {
+        atomicAdd(counts + tile, 1u);
+        if (within < 32) atomicOr(reached + thread, 1u << within);
+    });
+    __syncwarp();
+    if (n < count) tiles[g] = visible ? pack_tiles(f, reached[threadIdx.x], grid) : make_uint2(0, 0);
 }
 
 // Gives every tile a segment of the pair list and turns its count into a write cursor. Segments follow one another in
@@ -258,23 +290,22 @@ allocate_segments(u32* cursors, u32* starts, u64* totals, int* medium_tiles, int
 // Writes the record index of every visible Gaussian into the segments of its tiles; cursors end at segment ends. What
 // lies behind `capacity` is left out: the host then sees that there are more pairs, and begins again.
 extern "C" __global__ void __launch_bounds__(256)
-write_pairs(const float4* __restrict__ records, u32* cursors, u32* pairs, u32 capacity, int count, int blocks_per_view,
-            int width, int height) {
+write_pairs(const float4* __restrict__ records, const uint2* __restrict__ tiles, u32* cursors, u32* pairs, u32 capacity,
+            int count, int blocks_per_view, int width, int height) {
     const int bv = blockIdx.x / blocks_per_view;
     const int n = (blockIdx.x - bv * blocks_per_view) * 256 + threadIdx.x;
     const Grid grid = {width, height, (width + TILE - 1) / TILE, (height + TILE - 1) / TILE};
     const size_t g = (size_t)bv * count + n;
-    bool visible = false;
+    const uint2 own = n < count ? tiles[g] : make_uint2(0, 0);
+    const auto write = [=](u32 tile, u32 index) {
+        const u32 place = atomicAdd(cursors + (size_t)bv * (grid.tiles_x * grid.tiles_y) + tile, 1u);
+        if (place < capacity) pairs[place] = index;
+    };
+    for_each_packed_tile(own, grid, [=](u32 tile) { write(tile, (u32)g); });
+    const bool large = own.x & LARGE_RECTANGLE;
+    if (!__any_sync(FULL_WARP, large)) return;
     Footprint f = {};
-    if (n < count) {
-        const float4 r1 = __ldg(records + 2 * g + 1);
-        visible = r1.z > 0.0f;
-        if (visible) f = footprint(__ldg(records + 2 * g), r1, grid);
-    }
+    if (large) f = footprint(__ldg(records + 2 * g), __ldg(records + 2 * g + 1), grid);
     f.payload = (u32)g;
-    cursors += (size_t)bv * (grid.tiles_x * grid.tiles_y);
-    for_each_tile(visible, f, grid, [=](u32 tile, u32 payload) {
-        const u32 place = atomicAdd(cursors + tile, 1u);
-        if (place < capacity) pairs[place] = payload;
-    });
+    for_each_tile(large, f, grid, [=](u32 tile, u32, u32 index) { write(tile, index); });
 }

@@ -6,7 +6,7 @@
 // A record holds one projected Gaussian in two float4:
 //   (u, v, A, B)  (C, log2_opacity, z, var_y)
 // with centre (u, v) in pixels and log2(alpha) = log2_opacity + A dx^2 + B dx dy + C dy^2, (dx, dy) = (u, v) - pixel.
-// z is the view-space depth (0 marks a culled Gaussian) and var_y the dilated variance along y in squared pixels.
+// z is the view-space depth and var_y the dilated variance along y in squared pixels. Culled Gaussians have no record.
 #pragma once
 
 typedef unsigned int u32;

@@ -85,6 +85,81 @@ __device__ __forceinline__ void sort_segment(u32* segment, u32 pairs, const u32*
     }
 }
 
+constexpr int LARGE_THREADS = 1024, LARGE_BUCKETS = 8192, LOG2_LARGE_BUCKETS = 13;
+constexpr u32 FULL_BUCKET = 1024;
+
+// The same for a segment of any size, by way of `scratch` in global memory; `ends` has room for LARGE_BUCKETS. Returns
+// false, with the segment as it was, when a bucket holds so many pairs that comparing them all would take too long.
+__device__ __forceinline__ bool sort_by_buckets(u32* segment, uint2* scratch, u32 pairs,
+                                                const u32* __restrict__ depths, u32* ends) {
+    constexpr int WARPS = LARGE_THREADS / 32, SHARE = LARGE_BUCKETS / LARGE_THREADS;
+    __shared__ u32 lows[WARPS], highs[WARPS], sums[WARPS];
+    const u32 tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
+    u32 low = 0xffffffffu, high = 0;
+    for (u32 i = tid; i < pairs; i += LARGE_THREADS) {
+        const u32 depth = __ldg(depths + segment[i]);
+        low = min(low, depth);
+        high = max(high, depth);
+    }
+    low = __reduce_min_sync(FULL_WARP, low);
+    high = __reduce_max_sync(FULL_WARP, high);
+    if (lane == 0) {
+        lows[warp] = low;
+        highs[warp] = high;
+    }
+    for (int i = tid; i < LARGE_BUCKETS; i += LARGE_THREADS) ends[i] = 0;
+    __syncthreads();
+    for (int i = 0; i < WARPS; ++i) {
+        low = min(low, lows[i]);
+        high = max(high, highs[i]);
+    }
+    const int shift = max(32 - __clz(high - low) - LOG2_LARGE_BUCKETS, 0);
+    for (u32 i = tid; i < pairs; i += LARGE_THREADS)
+        atomicAdd(ends + ((__ldg(depths + segment[i]) - low) >> shift), 1u);
+    __syncthreads();
+
+    u32 share[SHARE], sum = 0, fullest = 0;  // exclusive prefix sum over the buckets
+#pragma unroll
+    for (int i = 0; i < SHARE; ++i) {
+        const u32 here = ends[tid * SHARE + i];
+        share[i] = sum;
+        sum += here;
+        fullest = max(fullest, here);
+    }
+    if (__syncthreads_or(fullest > FULL_BUCKET)) return false;
+    u32 inclusive = sum;
+    for (int step = 1; step < 32; step *= 2) {
+        const u32 other = __shfl_up_sync(FULL_WARP, inclusive, step);
+        if (lane >= step) inclusive += other;
+    }
+    if (lane == 31) sums[warp] = inclusive;
+    __syncthreads();
+    u32 before = inclusive - sum;
+    for (int i = 0; i < WARPS; ++i)
+        if (i < warp) before += sums[i];
+#pragma unroll
+    for (int i = 0; i < SHARE; ++i) ends[tid * SHARE + i] = before + share[i];
+    __syncthreads();
+
+    for (u32 i = tid; i < pairs; i += LARGE_THREADS) {  // turns the starts into ends
+        const u32 index = segment[i], depth = __ldg(depths + index);
+        scratch[atomicAdd(ends + ((depth - low) >> shift), 1u)] = make_uint2(depth, index);
+    }
+    __syncthreads();
+    for (u32 i = tid; i < pairs; i += LARGE_THREADS) {
+        const uint2 own = scratch[i];
+        const u32 bucket = (own.x - low) >> shift;
+        const u32 first = bucket ? ends[bucket - 1] : 0, end = ends[bucket];
+        u32 place = first;
+        for (u32 j = first; j < end; ++j) {
+            const uint2 other = scratch[j];
+            place += other.x < own.x || (other.x == own.x && other.y < own.y);
+        }
+        segment[place] = own.y;
+    }
+    return true;
+}
+
 }  // namespace
 
 // One block a tile; tiles of more pairs than fit are left to the kernels below. Segments that end behind `capacity` were
@@ -108,17 +183,22 @@ sort_medium(u32* pairs, const u32* depths, const u32* starts, const u32* ends, c
     }
 }
 
-// One block a listed tile of any size: a stable radix sort by the bytes of the index, then of the depth, between the
-// segment and a scratch segment of the same size. Bytes that are equal throughout cost one pass of reading.
+// One block a listed tile of any size: by buckets, or, where many depths are nearly equal, a stable radix sort by the
+// bytes of the index, then of the depth, between the segment and scratch space for as many (depth, index). Bytes that
+// are equal throughout cost one pass of reading.
 extern "C" __global__ void __launch_bounds__(1024)
-sort_large(u32* pairs, u32* scratch, const u32* depths, const u32* starts, const u32* ends, const int* tiles,
+sort_large(u32* pairs, uint2* scratch, const u32* depths, const u32* starts, const u32* ends, const int* tiles,
            const u32* scratch_starts) {
-    __shared__ u32 places[32][256];  // of the digits within a round, per warp
+    __shared__ u32 shared[LARGE_BUCKETS];
+    static_assert(LARGE_BUCKETS == 32 * 256, "the buckets and the digits share their room");
+    u32(*places)[256] = (u32(*)[256])shared;  // of the digits within a round, per warp
     __shared__ u32 offsets[256], counts[256];
     const u32 tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
     const u32 start = starts[tiles[blockIdx.x]], size = ends[tiles[blockIdx.x]] - start;
     u32* from = pairs + start;
-    u32* to = scratch + scratch_starts[blockIdx.x];
+    uint2* room = scratch + scratch_starts[blockIdx.x];
+    if (sort_by_buckets(from, room, size, depths, shared)) return;
+    u32* to = (u32*)room;
 
     for (int pass = 0; pass < 8; ++pass) {
         const int shift = (pass & 3) * 8;
@@ -136,7 +216,7 @@ sort_large(u32* pairs, u32* scratch, const u32* depths, const u32* starts, const
             offsets[tid] = before;
         }
         for (u32 round = 0; round < size; round += 1024) {
-            for (int i = tid; i < 32 * 256; i += 1024) places[i >> 8][i & 255] = 0;
+            for (int i = tid; i < 32 * 256; i += 1024) shared[i] = 0;
             __syncthreads();
             const bool live = round + tid < size;
             const u32 value = live ? from[round + tid] : 0;
