@@ -146,6 +146,11 @@ struct Gradients {
     float* two;    // dL/d(conic yy, log opacity)
 };
 
+__device__ __forceinline__ bool is_anything(float4 a, float4 b) {
+    const float sum = fabsf(a.x) + fabsf(a.y) + fabsf(a.z) + fabsf(a.w) + fabsf(b.x) + fabsf(b.y) + fabsf(b.z) + fabsf(b.w);
+    return sum != 0.0f;  // NaN is something
+}
+
 // Adds the gradients of a group of up to 16 Gaussians. Row i and i + 8 of the products are the Gaussians 2 i and 2 i + 1
 // of the group; lanes 2 i and 2 i + 1 hold the place of row i in the stage, NOTHING when there is none. `upstream` are
 // the pixels' gradients as fragments, high parts in columns 0-3, low in 4-7.
@@ -169,11 +174,11 @@ __device__ __forceinline__ void flush(BackwardStage& s, int warp, int lane, int 
     *(float2*)(table + row * ROW + 8 + 2 * column) = colors.two(0);
     *(float2*)(table + (row + 8) * ROW + 8 + 2 * column) = colors.two(2);
     __syncwarp();
-    if (place != NOTHING) {
-        const int part = lane & 1;  // neighbouring lanes add the two halves of one row of `eight`
+    const int part = lane & 1;  // neighbouring lanes add the two halves of one row of `eight`
+    const float4 first = *(const float4*)(table + (lane >> 1) * ROW + 8 * part);
+    const float4 second = *(const float4*)(table + (lane >> 1) * ROW + 8 * part + 4);
+    if (place != NOTHING && is_anything(first, second)) {  // a tenth reaches the quadrant, but none of its pixels
         const size_t slot = s.slots[place];
-        const float4 first = *(const float4*)(table + (lane >> 1) * ROW + 8 * part);
-        const float4 second = *(const float4*)(table + (lane >> 1) * ROW + 8 * part + 4);
         float4 sums = make_float4(first.x + second.x, first.y + second.y, first.z + second.z, first.w + second.w);
         if (part == 0) {
             const float4 a = s.stage.a[place];
