@@ -71,13 +71,22 @@ __device__ __forceinline__ void multiply(float c[4], const float a[4], float2 b)
 }
 #endif
 
-// c += a b in float32 accuracy, with b exact in tf32.
-__device__ __forceinline__ void multiply_split(float c[4], float4 a, float2 b) {
-    const float high[4] = {tf32_high(a.x), tf32_high(a.y), tf32_high(a.z), tf32_high(a.w)};
-    const float low[4] = {a.x - high[0], a.y - high[1], a.z - high[2], a.w - high[3]};
-    multiply(c, high, b);
-    multiply(c, low, b);
-}
+// A sum of products a b in float32 accuracy, with b exact in tf32. High and low parts of a have sums of their own, so
+// that fewer products wait for one another.
+struct SplitSum {
+    float high[4] = {0, 0, 0, 0}, low[4] = {0, 0, 0, 0};
+
+    __device__ __forceinline__ void add(float4 a, float2 b) {
+        const float a_high[4] = {tf32_high(a.x), tf32_high(a.y), tf32_high(a.z), tf32_high(a.w)};
+        const float a_low[4] = {a.x - a_high[0], a.y - a_high[1], a.z - a_high[2], a.w - a_high[3]};
+        multiply(high, a_high, b);
+        multiply(low, a_low, b);
+    }
+
+    __device__ __forceinline__ float2 two(int first) const {
+        return make_float2(high[first] + low[first], high[first + 1] + low[first + 1]);
+    }
+};
 
 __device__ __forceinline__ void add4(float* target, float4 v) {
 #if __CUDA_ARCH__ >= 900
@@ -137,6 +146,11 @@ struct Gradients {
     float* two;    // dL/d(conic yy, log opacity)
 };
 
+__device__ __forceinline__ bool is_anything(float4 a, float4 b) {
+    const float sum = fabsf(a.x) + fabsf(a.y) + fabsf(a.z) + fabsf(a.w) + fabsf(b.x) + fabsf(b.y) + fabsf(b.z) + fabsf(b.w);
+    return sum != 0.0f;  // NaN is something
+}
+
 // Adds the gradients of a group of up to 16 Gaussians. Row i and i + 8 of the products are the Gaussians 2 i and 2 i + 1
 // of the group; lanes 2 i and 2 i + 1 hold the place of row i in the stage, NOTHING when there is none. `upstream` are
 // the pixels' gradients as fragments, high parts in columns 0-3, low in 4-7.
@@ -145,26 +159,26 @@ __device__ __forceinline__ void flush(BackwardStage& s, int warp, int lane, int 
     __syncwarp();
     const int row = lane >> 2, column = lane & 3;
     Fragments& fragments = s.fragments[warp];
-    float moments[4] = {0, 0, 0, 0}, colors[4] = {0, 0, 0, 0};
+    SplitSum moments, colors;
 #pragma unroll
     for (int k = 0; k < 8; ++k) {
         const int at = fragment_place(row, 4 * k + column);
         const float4 slopes = fragments.slopes[at], weights = fragments.weights[at];
-        multiply_split(moments, slopes, s.basis[k][lane]);
-        multiply_split(colors, weights, upstream[k]);
+        moments.add(slopes, s.basis[k][lane]);
+        colors.add(weights, upstream[k]);
     }
     __syncwarp();
     float* table = (float*)fragments.slopes;
-    *(float2*)(table + row * ROW + 2 * column) = make_float2(moments[0], moments[1]);
-    *(float2*)(table + (row + 8) * ROW + 2 * column) = make_float2(moments[2], moments[3]);
-    *(float2*)(table + row * ROW + 8 + 2 * column) = make_float2(colors[0], colors[1]);
-    *(float2*)(table + (row + 8) * ROW + 8 + 2 * column) = make_float2(colors[2], colors[3]);
+    *(float2*)(table + row * ROW + 2 * column) = moments.two(0);
+    *(float2*)(table + (row + 8) * ROW + 2 * column) = moments.two(2);
+    *(float2*)(table + row * ROW + 8 + 2 * column) = colors.two(0);
+    *(float2*)(table + (row + 8) * ROW + 8 + 2 * column) = colors.two(2);
     __syncwarp();
-    if (place != NOTHING) {
-        const int part = lane & 1;  // neighbouring lanes add the two halves of one row of `eight`
+    const int part = lane & 1;  // neighbouring lanes add the two halves of one row of `eight`
+    const float4 first = *(const float4*)(table + (lane >> 1) * ROW + 8 * part);
+    const float4 second = *(const float4*)(table + (lane >> 1) * ROW + 8 * part + 4);
+    if (place != NOTHING && is_anything(first, second)) {  // a tenth reaches the quadrant, but none of its pixels
         const size_t slot = s.slots[place];
-        const float4 first = *(const float4*)(table + (lane >> 1) * ROW + 8 * part);
-        const float4 second = *(const float4*)(table + (lane >> 1) * ROW + 8 * part + 4);
         float4 sums = make_float4(first.x + second.x, first.y + second.y, first.z + second.z, first.w + second.w);
         if (part == 0) {
             const float4 a = s.stage.a[place];
