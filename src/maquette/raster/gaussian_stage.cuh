@@ -89,6 +89,13 @@ __device__ __forceinline__ void stage_pair(Stage& stage, int slot, u32 g, const 
     stage.quadrants[slot] = quadrants;
 }
 
+// Brings a record from memory to the L2 cache, ahead of staging it.
+__device__ __forceinline__ void prefetch_record(const float4* records, u32 g) {
+#ifdef __CUDA_ARCH__
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(records + 2 * (size_t)g));
+#endif
+}
+
 // By one thread, before the first batch.
 __device__ __forceinline__ void stage_nothing(Stage& stage) {
     stage.a[NOTHING] = stage.c[NOTHING] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
