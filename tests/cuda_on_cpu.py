@@ -26,7 +26,8 @@ def run_on_cpu(module: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
 
-    def load_kernels(source: Path, names: Sequence[str], options: Sequence[str]) -> dict[str, Any]:
+    def load_kernels(source: str | Path, names: Sequence[str], options: Sequence[str] = ()) -> dict[str, Any]:
+        source = _INCLUDES / source
         library = folder / ("-".join([source.stem, *options]) + ".so")
         if not library.exists():
             code = library.with_suffix(".cpp")
@@ -38,10 +39,14 @@ def run_on_cpu(module: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch
         handle = ctypes.CDLL(str(library))
         return {name: (handle, getattr(handle, name)) for name in names}
 
-    def launch(kernel: tuple[Any, Any], blocks: int, threads: int, *args: Tensor | int | None) -> None:
-        values = [arg.data_ptr() if isinstance(arg, Tensor) else arg or 0 for arg in args]
+    def launch(
+        kernel: tuple[Any, Any], blocks: int, threads: int, *args: Tensor | float | None, stream: object = None
+    ) -> None:
+        numbers = [arg for arg in args if isinstance(arg, float)]
+        values = [arg.data_ptr() if isinstance(arg, Tensor) else arg or 0 for arg in args if not isinstance(arg, float)]
         packed = (ctypes.c_uint64 * len(values))(*values)
-        kernel[0].run_kernel(kernel[1], blocks, threads, packed, ctypes.c_size_t(len(values)))
+        number = ctypes.c_float(*numbers)
+        kernel[0].run_kernel(kernel[1], blocks, threads, packed, ctypes.c_size_t(len(values)), number)
 
     monkeypatch.setattr(module, "load_kernels", load_kernels)
     monkeypatch.setattr(module, "launch", launch)

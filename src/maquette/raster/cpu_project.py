@@ -12,7 +12,7 @@ import numpy as np
 from numba import prange
 
 from maquette.raster.cpu_jit import F32, Array, Scalar, compiled
-from maquette.raster.reference import DILATION_PX, FRUSTUM_MARGIN, MIN_ALPHA, NEAR_Z, TILE
+from maquette.raster.reference import DILATION_PX, FRUSTUM_MARGIN, MIN_ALPHA, MIN_AREA_RATIO, NEAR_Z, TILE
 
 CHUNK = 1024
 """Gaussians per task."""
@@ -25,7 +25,7 @@ _ZERO, _HALF, _ONE, _TWO = F32(0), F32(0.5), F32(1), F32(2)
 _NEAR, _DILATION, _MARGIN, _TILE, _LAST = F32(NEAR_Z), F32(DILATION_PX), F32(FRUSTUM_MARGIN), F32(TILE), F32(TILE - 1)
 _W_EPSILON, _MIN_SPREAD, _SIGMAS, _MIN_ALPHA = F32(1e-7), F32(0.1), F32(3), F32(MIN_ALPHA)
 _HALF_LOG2_E, _FULL_LOG2_E, _TWO_LN_2 = F32(-0.5 * _LOG2_E), F32(-_LOG2_E), F32(2 / _LOG2_E)
-_LOG2_MIN_ALPHA = F32(math.log2(MIN_ALPHA))
+_LOG2_MIN_ALPHA, _MIN_AREA_RATIO = F32(math.log2(MIN_ALPHA)), F32(MIN_AREA_RATIO)
 # Margins for rounding, so that no pixel is lost that a full evaluation would include.
 _REACH_FACTOR, _REACH_MARGIN, _PIXEL_MARGIN, _RELATIVE_MARGIN = F32(1.0001), F32(1e-4), F32(0.02), F32(1e-5)
 
@@ -56,8 +56,8 @@ def _clamped_tile(coordinate: Scalar, count: int) -> int:
 
 
 @compiled()
-def _world_covariance(quat: Array, scale: Array) -> tuple[Scalar, Scalar, Scalar, Scalar, Scalar, Scalar]:
-    """Covariance of a Gaussian (xx, xy, xz, yy, yz, zz) in the world."""
+def _scaled_axes(quat: Array, scale: Array) -> tuple[Scalar, ...]:
+    """Rows (x, y, z) of the rotation matrix times the scales."""
     w, x, y, z = quat[0], quat[1], quat[2], quat[3]
     x0, x1, x2 = (
         (_ONE - _TWO * (y * y + z * z)) * scale[0],
@@ -74,6 +74,13 @@ def _world_covariance(quat: Array, scale: Array) -> tuple[Scalar, Scalar, Scalar
         _TWO * (y * z + w * x) * scale[1],
         (_ONE - _TWO * (x * x + y * y)) * scale[2],
     )
+    return x0, x1, x2, y0, y1, y2, z0, z1, z2
+
+
+@compiled()
+def _world_covariance(quat: Array, scale: Array) -> tuple[Scalar, Scalar, Scalar, Scalar, Scalar, Scalar]:
+    """Covariance of a Gaussian (xx, xy, xz, yy, yz, zz) in the world."""
+    x0, x1, x2, y0, y1, y2, z0, z1, z2 = _scaled_axes(quat, scale)
     return (
         x0 * x0 + x1 * x1 + x2 * x2,
         x0 * y0 + x1 * y1 + x2 * y2,
@@ -85,10 +92,10 @@ def _world_covariance(quat: Array, scale: Array) -> tuple[Scalar, Scalar, Scalar
 
 
 @compiled()
-def _image_covariance(
-    quat: Array, scale: Array, view: Array, camera: Array, point: tuple[Scalar, Scalar, Scalar], height: int, width: int
-) -> tuple[Scalar, Scalar, Scalar]:
-    """Covariance (xx, xy, yy) in squared pixels of a Gaussian centred at a point in view space, with the dilation."""
+def _linear_projection(
+    view: Array, camera: Array, point: tuple[Scalar, Scalar, Scalar], height: int, width: int
+) -> tuple[Scalar, ...]:
+    """Rows (x, y) of the projection linearised at a point in view space, pixels per world unit."""
     fx, fy = camera[0, 0], camera[1, 1]
     x, y, z = point
     limit_x, limit_y = _MARGIN * F32(width) / (_TWO * fx), _MARGIN * F32(height) / (_TWO * fy)
@@ -104,6 +111,13 @@ def _image_covariance(
         jy * view[1, 1] + jyz * view[2, 1],
         jy * view[1, 2] + jyz * view[2, 2],
     )
+    return x0, x1, x2, y0, y1, y2
+
+
+@compiled()
+def _image_covariance(quat: Array, scale: Array, linear: tuple[Scalar, ...]) -> tuple[Scalar, Scalar, Scalar]:
+    """Covariance (xx, xy, yy) in squared pixels of a Gaussian, with the dilation; `linear`: `_linear_projection`."""
+    x0, x1, x2, y0, y1, y2 = linear
     c_xx, c_xy, c_xz, c_yy, c_yz, c_zz = _world_covariance(quat, scale)
     along_x0, along_x1, along_x2 = (
         c_xx * x0 + c_xy * x1 + c_xz * x2,
@@ -122,16 +136,38 @@ def _image_covariance(
     )
 
 
+@compiled()
+def _compensation(quat: Array, scale: Array, linear: tuple[Scalar, ...], determinant: Scalar) -> Scalar:
+    """Factor on the opacity in antialiased mode; `determinant`: of the covariance with the dilation.
+
+    The determinant without it is a squared cross product, which stays exact where Gaussians are thin.
+    """
+    x0, x1, x2, y0, y1, y2, z0, z1, z2 = _scaled_axes(quat, scale)
+    u0, u1, u2, v0, v1, v2 = linear
+    along_u = (u0 * x0 + u1 * y0 + u2 * z0, u0 * x1 + u1 * y1 + u2 * z1, u0 * x2 + u1 * y2 + u2 * z2)
+    along_v = (v0 * x0 + v1 * y0 + v2 * z0, v0 * x1 + v1 * y1 + v2 * z1, v0 * x2 + v1 * y2 + v2 * z2)
+    normal_0 = along_u[1] * along_v[2] - along_u[2] * along_v[1]
+    normal_1 = along_u[2] * along_v[0] - along_u[0] * along_v[2]
+    normal_2 = along_u[0] * along_v[1] - along_u[1] * along_v[0]
+    area = normal_0 * normal_0 + normal_1 * normal_1 + normal_2 * normal_2
+    return np.sqrt(max(_MIN_AREA_RATIO, area / determinant))
+
+
 @compiled(inline=True)
-def _pixel(view: Array, axis: int, mean: Array, focal: Scalar, center: Scalar, size: int, inverse_w: Scalar) -> Scalar:
-    """Pixel coordinate of a point along one image axis (0 or 1), by way of clip coordinates as in the official code."""
+def _pixel(
+    view: Array, axis: int, mean: Array, focal: Scalar, center: Scalar, size: int, origin: int, inverse_w: Scalar
+) -> Scalar:
+    """Pixel coordinate of a point along one image axis (0 or 1), by way of clip coordinates as in the official code.
+
+    The origin of a window is taken off after rounding, so that pixels are the same in every window.
+    """
     factor, shift = _TWO * focal / F32(size), _TWO * center / F32(size) - _ONE
     clip = (factor * view[axis, 0] + shift * view[2, 0]) * mean[0] + (
         factor * view[axis, 1] + shift * view[2, 1]
     ) * mean[1]
     clip = clip + (factor * view[axis, 2] + shift * view[2, 2]) * mean[2]
     clip = clip + (factor * view[axis, 3] + shift * view[2, 3])
-    return F32(((np.float64(clip * inverse_w) + 1.0) * size - 1.0) * 0.5)
+    return F32(((np.float64(clip * inverse_w) + 1.0) * size - 1.0) * 0.5) - F32(origin)
 
 
 @compiled(inline=True)
@@ -162,8 +198,10 @@ def _project_one(
     opacity: Scalar,
     view: Array,
     camera: Array,
-    height: int,
-    width: int,
+    image: tuple[int, int],
+    origin: Array,
+    window: tuple[int, int],
+    antialiased: bool,
     splat: Array,
     rectangle: Array,
 ) -> int:
@@ -174,12 +212,17 @@ def _project_one(
     if not (z > _NEAR and opacity >= _MIN_ALPHA and np.isfinite(z)):
         return 0
     inverse_w = _ONE / (z + _W_EPSILON)
-    u = _pixel(view, 0, mean, camera[0, 0], camera[0, 2], width, inverse_w)
-    v = _pixel(view, 1, mean, camera[1, 1], camera[1, 2], height, inverse_w)
-    var_x, cov_xy, var_y = _image_covariance(quat, scale, view, camera, (x, y, z), height, width)
+    u = _pixel(view, 0, mean, camera[0, 0], camera[0, 2], image[1], origin[0], inverse_w)
+    v = _pixel(view, 1, mean, camera[1, 1], camera[1, 2], image[0], origin[1], inverse_w)
+    linear = _linear_projection(view, camera, (x, y, z), image[0], image[1])
+    var_x, cov_xy, var_y = _image_covariance(quat, scale, linear)
     determinant = var_x * var_y - cov_xy * cov_xy
     if not (determinant > _ZERO and np.isfinite(determinant) and np.isfinite(u) and np.isfinite(v)):
         return 0
+    if antialiased:
+        opacity *= _compensation(quat, scale, linear, determinant)
+        if not opacity >= _MIN_ALPHA:
+            return 0
     middle = _HALF * (var_x + var_y)
     radius = np.ceil(_SIGMAS * np.sqrt(middle + np.sqrt(max(_MIN_SPREAD, middle * middle - determinant))))
     inverse = _ONE / determinant
@@ -195,7 +238,7 @@ def _project_one(
     finite = np.isfinite(splat[2]) and np.isfinite(splat[3]) and np.isfinite(splat[4])
     if not (finite and np.isfinite(radius) and np.isfinite(half_width) and np.isfinite(half_height)):
         return 0
-    _write_rectangle(u, v, radius, half_width, half_height, height, width, rectangle)
+    _write_rectangle(u, v, radius, half_width, half_height, window[0], window[1], rectangle)
     reached = 0
     for tile_y in range(rectangle[1], rectangle[3]):
         for tile_x in range(rectangle[0], rectangle[2]):
@@ -214,8 +257,10 @@ def project_views(
     items: Array,
     views: Array,
     cameras: Array,
-    height: int,
-    width: int,
+    image: tuple[int, int],
+    origins: Array,
+    window: tuple[int, int],
+    antialiased: bool,
     splats: Array,
     rectangles: Array,
     counts: Array,
@@ -226,7 +271,10 @@ def project_views(
         means, quats, scales, opacities: `[B, N, ...]` float32, scales with the modifier.
         usable: whether all values of a Gaussian are finite, `[B, N]` bool.
         items, views, cameras: item, world to camera and intrinsics of each view, `[S]`, `[S, 4, 4]`, `[S, 3, 3]`.
-        height, width: image size in pixels.
+        image: height and width of the whole image in pixels.
+        origins: first pixel (x, y) of each view's window, multiples of TILE, `[S, 2]` int64.
+        window: height and width of the part of the image to render, in pixels.
+        antialiased: whether opacities are compensated for the dilation.
         splats: result, `[S, N, SPLAT_FIELDS]` float32; not written where culled.
         rectangles: result, tiles (x0, y0, x1, y1), upper ends exclusive, `[S, N, 4]` int32; not written where culled.
         counts: result, number of tiles reached, 0 where culled, `[S, N]` int64.
@@ -247,8 +295,10 @@ def project_views(
                     opacities[b, n],
                     views[s],
                     cameras[s],
-                    height,
-                    width,
+                    image,
+                    origins[s],
+                    window,
+                    antialiased,
                     splats[s, n],
                     rectangles[s, n],
                 )

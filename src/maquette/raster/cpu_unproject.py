@@ -10,10 +10,12 @@ import numpy as np
 from numba import prange
 
 from maquette.raster.cpu_jit import F32, Array, compiled
-from maquette.raster.reference import DILATION_PX, FRUSTUM_MARGIN
+from maquette.raster.reference import DILATION_PX, FRUSTUM_MARGIN, MIN_AREA_RATIO
 
 CHUNK = 512
 """Gaussians per task."""
+GRADIENT_FIELDS = 11
+"""Gradients of one Gaussian but for its colour: mean (3), quaternion (4), scale (3), opacity."""
 _MOMENT_FIELDS = 10
 
 
@@ -75,6 +77,36 @@ def _gradients_in_the_image(axes: Array, moments: Array) -> tuple[float, float, 
 
 
 @compiled()
+def _add_compensation_gradient(antialiased: bool, axes: Array, grad_log_opacity: float, grad_axes: Array) -> None:
+    """In antialiased mode: adds the gradient that axes in pixels `[2, 3]` get by way of the factor on the opacity.
+
+    Its logarithm is half of log(det S0) - log(det S), S0 = axes axes^T and S with the dilation; det S0 is the square
+    of the cross product of the axes' rows.
+    """
+    if not antialiased:
+        return
+    normal_0 = axes[0, 1] * axes[1, 2] - axes[0, 2] * axes[1, 1]
+    normal_1 = axes[0, 2] * axes[1, 0] - axes[0, 0] * axes[1, 2]
+    normal_2 = axes[0, 0] * axes[1, 1] - axes[0, 1] * axes[1, 0]
+    area = normal_0**2 + normal_1**2 + normal_2**2
+    var_x = axes[0, 0] ** 2 + axes[0, 1] ** 2 + axes[0, 2] ** 2 + DILATION_PX
+    var_y = axes[1, 0] ** 2 + axes[1, 1] ** 2 + axes[1, 2] ** 2 + DILATION_PX
+    cov_xy = axes[0, 0] * axes[1, 0] + axes[0, 1] * axes[1, 1] + axes[0, 2] * axes[1, 2]
+    determinant = area + DILATION_PX * (var_x + var_y - DILATION_PX)
+    if not area > MIN_AREA_RATIO * determinant:
+        return
+    var_x0, var_y0 = var_x - DILATION_PX, var_y - DILATION_PX
+    for k in range(3):
+        x, y = axes[0, k], axes[1, k]
+        grad_axes[0, k] += grad_log_opacity * (
+            (var_y0 * x - cov_xy * y) / area - (var_y * x - cov_xy * y) / determinant
+        )
+        grad_axes[1, k] += grad_log_opacity * (
+            (var_x0 * y - cov_xy * x) / area - (var_x * y - cov_xy * x) / determinant
+        )
+
+
+@compiled()
 def _add_gradients(
     mean: Array,
     quat: Array,
@@ -84,6 +116,7 @@ def _add_gradients(
     camera: Array,
     height: int,
     width: int,
+    antialiased: bool,
     moments: Array,
     work: Array,
     gradient: Array,
@@ -91,7 +124,7 @@ def _add_gradients(
     """Adds the gradients of one Gaussian in one view.
 
     `moments` holds its sums over all pixels; `work` is scratch `[5, 3, 3]`; `gradient` holds mean (3), quaternion (4),
-    modified scale (3), opacity, colour (3). All float64.
+    modified scale (3), opacity. All float64.
     """
     fx, fy = camera[0, 0], camera[1, 1]
     x = view[0, 0] * mean[0] + view[0, 1] * mean[1] + view[0, 2] * mean[2] + view[0, 3]
@@ -113,6 +146,7 @@ def _add_gradients(
     for k in range(3):  # S = axes axes^T
         grad_axes[0, k] = 2 * (grad_xx * axes[0, k] + grad_xy * axes[1, k])
         grad_axes[1, k] = 2 * (grad_xy * axes[0, k] + grad_yy * axes[1, k])
+    _add_compensation_gradient(antialiased, axes, moments[0], grad_axes)
     for row in range(2):
         for i in range(3):
             grad_linear[row, i] = 0.0
@@ -144,9 +178,6 @@ def _add_gradients(
         gradient[7 + k] += along
     _add_quat_gradient(quat, grad_rotation, gradient[3:7])
     gradient[10] += moments[0] / opacity
-    gradient[11] += moments[6]
-    gradient[12] += moments[7]
-    gradient[13] += moments[8]
 
 
 @compiled(parallel=True)
@@ -160,26 +191,32 @@ def unproject_views(
     cameras: Array,
     height: int,
     width: int,
+    antialiased: bool,
     counts: Array,
     slots: Array,
     moments: Array,
     scale_modifier: float,
     gradients: Array,
+    targets: Array,
+    color_gradients: Array,
 ) -> None:
     """Adds the gradients of a group of S views, all of which lie one after another in the batch.
 
     Args:
-        means, quats, scales, opacities, items, views, cameras, height, width: as for `project_views`.
+        means, quats, scales, opacities, items, views, cameras, antialiased: as for `project_views`.
+        height, width: size of the whole image in pixels.
         counts, slots: records of each Gaussian, `[S, N]`.
         moments: records, `[P, 10]` float32.
         scale_modifier: factor that `scales` contain.
-        gradients: result, mean (3), quaternion (4), scale (3), opacity, colour (3), `[B, N, 14]` float32, added to.
+        gradients: result, mean (3), quaternion (4), scale (3), opacity, `[B, N, GRADIENT_FIELDS]` float32, added to.
+        targets: row of `color_gradients` for each view; views of one row lie one after another, `[S]`.
+        color_gradients: result, `[G, N, 3]` float32, added to.
     """
     num_gaussians = means.shape[1]
     for task in prange((num_gaussians + CHUNK - 1) // CHUNK):
         work = np.zeros((5, 3, 3))
         total = np.zeros(_MOMENT_FIELDS)
-        gradient = np.zeros(14)
+        gradient = np.zeros(GRADIENT_FIELDS)
         inputs = np.zeros((3, 4))
         for n in range(task * CHUNK, min((task + 1) * CHUNK, num_gaussians)):
             for s in range(len(items)):
@@ -204,10 +241,32 @@ def unproject_views(
                     cameras[s],
                     height,
                     width,
+                    antialiased,
                     total,
                     work,
                     gradient,
                 )
-                for field in range(14):
+                for field in range(GRADIENT_FIELDS):
                     factor = scale_modifier if 7 <= field < 10 else 1.0
                     gradients[b, n, field] += F32(gradient[field] * factor)
+                for channel in range(3):
+                    color_gradients[targets[s], n, channel] += F32(total[6 + channel])
+
+
+@compiled(parallel=True)
+def sum_channels(counts: Array, slots: Array, moments: Array, targets: Array, gradients: Array) -> None:
+    """Adds the gradients of three features in a group of S views.
+
+    Args:
+        counts, slots, moments: as for `unproject_views`.
+        targets, gradients: as `targets` and `color_gradients` there.
+    """
+    num_gaussians = counts.shape[1]
+    for task in prange((num_gaussians + CHUNK - 1) // CHUNK):
+        for n in range(task * CHUNK, min((task + 1) * CHUNK, num_gaussians)):
+            for s in range(len(targets)):
+                for channel in range(3):
+                    total = 0.0
+                    for slot in range(slots[s, n], slots[s, n] + counts[s, n]):
+                        total += moments[slot, 6 + channel]
+                    gradients[targets[s], n, channel] += F32(total)

@@ -4,6 +4,8 @@ All views of all items go through each kernel together. Forward: project and cou
 (one host synchronisation, to allocate it); write the pairs; order every tile's segment by depth; blend. The image is
 the same to the last bit in every run. Backward: blend again, adding the gradients of the projected Gaussians; then one
 pass per Gaussian over its views. Its floating-point atomics make the last digits of gradients vary between runs.
+Features are blended like colours, three channels a launch, over the same pairs, and add to the same gradients of the
+projected Gaussians.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from maquette.errors import InvalidInputError, UnsupportedError
+from maquette.raster.channels import CHANNELS, in_threes, joined
 from maquette.raster.nvrtc import current_stream, launch, load_kernels
+from maquette.raster.reference import Window
 
 TILE = 16
 """Side of a tile in pixels; the kernels are written for it."""
@@ -33,6 +37,7 @@ MAX_INDEX = 2**31 - 1
 MAX_TILES_PER_VIEW = 2**26
 """Most tiles of one image."""
 
+_DEVICE = "cuda"
 _PROJECT_THREADS = 256
 _SEGMENT_THREADS = 1024
 _BLEND_THREADS = 128
@@ -44,13 +49,15 @@ _TOTALS = 5
 
 @dataclass(frozen=True)
 class _Shape:
-    """Sizes of one call: items, views per item, Gaussians per item, image in pixels."""
+    """Sizes of one call: items, views per item, Gaussians per item, rendered part and whole image in pixels."""
 
     items: int
     views: int
     count: int
     height: int
     width: int
+    image_height: int
+    image_width: int
 
     @cached_property
     def images(self) -> int:
@@ -72,9 +79,10 @@ class _Shape:
     def records(self) -> int:
         return self.images * self.count
 
-    @cached_property
-    def blend_arguments(self) -> tuple[int, ...]:
-        return (self.count, self.views, self.tiles_x, self.tiles_per_view, self.width, self.height)
+    def blend_arguments(self, colors: Tensor) -> tuple[int, ...]:
+        """Sizes for the blend kernels; views that share colours are counted, one where each has its own."""
+        sharing = self.views if colors.ndim == 3 else 1
+        return (self.count, sharing, self.tiles_x, self.tiles_per_view, self.width, self.height)
 
 
 @dataclass(frozen=True)
@@ -108,33 +116,60 @@ def rasterize(
     width: int,
     background: Tensor,
     scale_modifier: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+    *,
+    features: Tensor | None = None,
+    antialiased: bool = False,
+    window: Window | None = None,
+) -> tuple[Tensor, ...]:
     """Renders every set of Gaussians from every camera of its item; see `reference.rasterize` for the semantics.
 
     Args:
         means, quats, scales: `[B, N, 3]`, `[B, N, 4]`, `[B, N, 3]` on one CUDA device; computed in float32.
         opacities: `[B, N]`.
-        colors: `[B, N, 3]`.
+        colors: `[B, N, 3]` or `[B, V, N, 3]`.
         world_to_camera, intrinsics: `[B, V, 4, 4]`, `[B, V, 3, 3]`.
-        height, width: image size in pixels, > 0.
+        height, width: size of the whole image in pixels, > 0.
         background: `[B, V, 3]`.
         scale_modifier: factor on all scales.
+        features: `[B, N, C]` or None.
+        antialiased: whether opacities are compensated for the dilation.
+        window: the part of the image to render, or None.
 
     Returns:
-        Colour `[B, V, 3, H, W]`, depth `[B, V, H, W]` and alpha `[B, V, H, W]`, differentiable (once) in the first
-        five arguments.
+        Colour `[B, V, 3, H, W]`, depth `[B, V, H, W]`, alpha `[B, V, H, W]` and, where features are given, their images
+        `[B, V, C, H, W]`, differentiable (once) in the first five arguments and the features.
 
     Raises:
         InvalidInputError: the tensors are not on a CUDA device.
         UnsupportedError: more than 2^31 - 1 projected Gaussians, tiles or pairs, or a GPU older than Ampere.
         MissingDependencyError: cuda-core or NVRTC is missing.
     """
-    if means.device.type != "cuda":
+    if means.device.type != _DEVICE:
         raise InvalidInputError(f"the CUDA backend needs CUDA tensors, got {means.device}: move them with .to('cuda')")
+    if window is not None:
+        intrinsics = _moved(intrinsics, window.origins)
+    size = (height, width) if window is None else (window.height, window.width)
+    shape = _Shape(means.shape[0], world_to_camera.shape[1], means.shape[1], *size, height, width)
+    groups = in_threes(features)
+    if groups or colors.ndim == 4:  # the kernels look for bad values among shared colours only
+        opacities = torch.where(_all_finite(colors, *groups), opacities, 0.0)
     constants = [_kernel_ready(t.detach()) for t in (world_to_camera, intrinsics, background)]
-    values = [_kernel_ready(t) for t in (means, quats, scales, opacities, colors)]
-    apply: Callable[..., tuple[Tensor, Tensor, Tensor]] = _Rasterize.apply
-    return apply(*values, *constants, height, width, scale_modifier)
+    values = [_kernel_ready(t) for t in (means, quats, scales, opacities, colors, *groups)]
+    apply: Callable[..., tuple[Tensor, ...]] = _Rasterize.apply
+    return joined(apply(shape, scale_modifier, antialiased, *constants, *values), features)
+
+
+def _moved(intrinsics: Tensor, origins: Tensor) -> Tensor:
+    """Intrinsics `[B, V, 3, 3]` whose principal points count from `origins` `[B, V, 2]`."""
+    result = intrinsics.clone()
+    result[..., :2, 2] -= origins.to(result)
+    return result
+
+
+def _all_finite(*channels: Tensor) -> Tensor:
+    """Whether all values `[B, N, 3]` or `[B, V, N, 3]` of a Gaussian are finite, `[B, N]`."""
+    parts = [torch.isfinite(value).all(-1) for value in channels]
+    return torch.stack([part if part.ndim == 2 else part.all(1) for part in parts]).all(0)
 
 
 def _kernel_ready(value: Tensor) -> Tensor:
@@ -145,54 +180,86 @@ def _kernel_ready(value: Tensor) -> Tensor:
 
 
 class _Rasterize(torch.autograd.Function):
+    """Inputs: sizes and settings, cameras and background, the Gaussians with their colours, groups of features.
+    Outputs: colour, depth, alpha and an image of every group.
+    """
+
     @staticmethod
     def forward(
         ctx: Any,
-        means: Tensor,
-        quats: Tensor,
-        scales: Tensor,
-        opacities: Tensor,
-        colors: Tensor,
+        shape: _Shape,
+        scale_modifier: float,
+        antialiased: bool,
         world_to_camera: Tensor,
         intrinsics: Tensor,
         background: Tensor,
-        height: int,
-        width: int,
-        scale_modifier: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        shape = _Shape(means.shape[0], world_to_camera.shape[1], means.shape[1], height, width)
+        *values: Tensor,
+    ) -> tuple[Tensor, ...]:
         if max(shape.records, shape.tiles) > MAX_INDEX or shape.tiles_per_view > MAX_TILES_PER_VIEW:
             raise UnsupportedError(
-                f"{shape.images} views of {shape.count} Gaussians at {height} x {width} pixels are more than the CUDA "
-                f"backend indexes ({MAX_INDEX} projected Gaussians or tiles): render fewer views or smaller images"
+                f"{shape.images} views of {shape.count} Gaussians at {shape.height} x {shape.width} pixels are more "
+                f"than the CUDA backend indexes ({MAX_INDEX} projected Gaussians or tiles): render fewer views or "
+                "smaller images"
             )
-        gaussians = (means, quats, scales, opacities, colors)
-        with torch.cuda.device(means.device):
-            images = _empty_images(shape, colors)  # before the GPU has to wait for the host
-            bins = _bin(shape, gaussians, (world_to_camera, intrinsics), scale_modifier)
-            _blend(shape, bins, colors, background, images)
+        settings = (scale_modifier, antialiased)
+        with torch.cuda.device(values[0].device):
+            images = _empty_images(shape, values[0])  # before the GPU has to wait for the host
+            bins = _bin(shape, values[:5], (world_to_camera, intrinsics), *settings)
+            _blend(shape, bins, values[4], background, images)
+            extra = []
+            for group in values[5:]:
+                again = _empty_images(shape, group)  # depth and alpha once more, unused
+                _blend(shape, bins, group, torch.zeros_like(background), again)
+                extra.append(again[0])
         ctx.set_materialize_grads(False)
-        ctx.shape, ctx.scale_modifier, ctx.bins = shape, scale_modifier, bins
-        ctx.save_for_backward(*gaussians, world_to_camera, intrinsics, *images)
-        return images
+        ctx.shape, ctx.settings, ctx.bins = shape, settings, bins
+        ctx.save_for_backward(world_to_camera, intrinsics, *images, *values, *extra)
+        return (*images, *extra)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        gaussians, cameras, images = saved[:5], saved[5:7], saved[7:]
-        shape, scale_modifier = ctx.shape, ctx.scale_modifier
+        saved, count = ctx.saved_tensors, len(upstream) - 3
+        cameras, images, gaussians = saved[:2], saved[2:5], saved[5:10]
+        groups, extra = saved[10 : 10 + count], saved[10 + count :]
+        shape, settings = ctx.shape, ctx.settings
         with torch.cuda.device(gaussians[0].device):
             # The bins are let go as soon as they are used, to save memory; a second backward pass makes them again.
-            bins = ctx.bins or _bin(shape, gaussians, cameras, scale_modifier)
-            slots, ctx.bins = bins.slots, None
-            record_gradients = _blend_backward(shape, bins, gaussians[4], images, upstream)
+            bins = ctx.bins or _bin(shape, gaussians, cameras, *settings)
+            ctx.bins = None
+            buffer = bins.records.new_zeros(bins.num_visible * _GRADIENT_FLOATS)
+            group_gradients: list[Tensor | None] = []
+            for group, image, gradient in zip(groups, extra, upstream[3:], strict=True):
+                if gradient is None:
+                    group_gradients.append(None)
+                    continue
+                _blend_backward(shape, bins, group, (image, *images[1:]), (gradient, None, None), buffer)
+                group_gradients.append(_take_channel_gradients(shape, bins, buffer, group))
+            _blend_backward(shape, bins, gaussians[4], images, upstream[:3], buffer)
+            own = None if gaussians[4].ndim == 3 else _take_channel_gradients(shape, bins, buffer, gaussians[4])
+            slots = bins.slots
             del bins
-            gradients = _project_backward(shape, gaussians, cameras, slots, record_gradients, scale_modifier)
-        return (*gradients, None, None, None, None, None, None)
+            gradients = _project_backward(shape, gaussians, cameras, slots, buffer, *settings)
+        colors = gradients[4] if own is None else own
+        return (*[None] * 6, *gradients[:4], colors, *group_gradients)
 
 
-def _bin(shape: _Shape, gaussians: tuple[Tensor, ...], cameras: tuple[Tensor, ...], scale_modifier: float) -> _Bins:
+def _take_channel_gradients(shape: _Shape, bins: _Bins, buffer: Tensor, like: Tensor) -> Tensor:
+    """Gradients of three channels `[B, N, 3]` or `[B, V, N, 3]`, taken out of the gradients of the records."""
+    rows = buffer[: 8 * bins.num_visible].view(-1, 8)[:, 4 : 4 + CHANNELS]
+    filled = torch.cat([rows, rows.new_zeros(1, CHANNELS)])  # the last row is that of the culled ones, whose slot is -1
+    rows.zero_()
+    each = filled[bins.slots.long()].view(shape.items, shape.views, shape.count, CHANNELS)
+    return each if like.ndim == 4 else each.sum(1)
+
+
+def _bin(
+    shape: _Shape,
+    gaussians: tuple[Tensor, ...],
+    cameras: tuple[Tensor, ...],
+    scale_modifier: float,
+    antialiased: bool,
+) -> _Bins:
     """Projects the Gaussians and lists them by tile, front to back. Synchronises with the host once."""
     kernels = load_kernels("gaussian_bin.cu", ("project_and_count", "allocate_segments", "write_pairs"))
     device, stream = cameras[0].device, current_stream()
@@ -207,8 +274,10 @@ def _bin(shape: _Shape, gaussians: tuple[Tensor, ...], cameras: tuple[Tensor, ..
     grid, image = shape.images * blocks_per_view, (shape.width, shape.height)
     outputs = (records, depths, slots, cursors, totals)
     sizes = (shape.count, shape.views, blocks_per_view, *image)
+    settings = (shape.image_width, shape.image_height, int(antialiased), scale_modifier)
+    probed = gaussians if gaussians[4].ndim == 3 else (*gaussians[:4], gaussians[0])  # see `_all_finite`
     project = kernels["project_and_count"]
-    launch(project, grid, _PROJECT_THREADS, *gaussians, *cameras, *outputs, *sizes, scale_modifier, stream=stream)
+    launch(project, grid, _PROJECT_THREADS, *probed, *cameras, *outputs, *sizes, *settings, stream=stream)
     segment_grid, limits = math.ceil(shape.tiles / _SEGMENT_THREADS), (MEDIUM_TILE_PAIRS, LARGE_TILE_PAIRS)
     segment_arguments = (cursors, starts, totals, *lists, shape.tiles, *limits)
     launch(kernels["allocate_segments"], segment_grid, _SEGMENT_THREADS, *segment_arguments, stream=stream)
@@ -258,15 +327,19 @@ def _blend(shape: _Shape, bins: _Bins, colors: Tensor, background: Tensor, image
         bins.segments[0],
         bins.segments[1],
         *images,
-        *shape.blend_arguments,
+        *shape.blend_arguments(colors),
     )
 
 
 def _blend_backward(
-    shape: _Shape, bins: _Bins, colors: Tensor, images: tuple[Tensor, ...], upstream: tuple[Tensor | None, ...]
-) -> Tensor:
-    """Gradients of the visible records: eight floats each, then two each, as gaussian_blend_backward.cu says."""
-    gradients = bins.records.new_zeros(bins.num_visible * _GRADIENT_FLOATS)
+    shape: _Shape,
+    bins: _Bins,
+    colors: Tensor,
+    images: tuple[Tensor, ...],
+    upstream: tuple[Tensor | None, ...],
+    gradients: Tensor,
+) -> None:
+    """Adds to the gradients of the visible records: eight floats each, then two, see gaussian_blend_backward.cu."""
     images_in = [None if g is None else g.contiguous() for g in upstream]
     kernel = load_kernels("gaussian_blend_backward.cu", ("blend_backward",))["blend_backward"]
     launch(
@@ -283,9 +356,8 @@ def _blend_backward(
         bins.slots,
         gradients,
         gradients[8 * bins.num_visible :],
-        *shape.blend_arguments,
+        *shape.blend_arguments(colors),
     )
-    return gradients
 
 
 def _project_backward(
@@ -295,9 +367,10 @@ def _project_backward(
     slots: Tensor,
     record_gradients: Tensor,
     scale_modifier: float,
+    antialiased: bool,
 ) -> tuple[Tensor, ...]:
-    """Gradients of means, quats, scales, opacities and colors."""
-    gradients = [torch.empty_like(value) for value in gaussians]
+    """Gradients of means, quats, scales, opacities and of colours that all views share."""
+    gradients = [torch.empty_like(value) for value in (*gaussians[:4], gaussians[0])]
     kernel = load_kernels("gaussian_grad.cu", ("project_backward",))["project_backward"]
     blocks_per_item = math.ceil(shape.count / _GRADIENT_THREADS)
     launch(
@@ -313,8 +386,9 @@ def _project_backward(
         shape.count,
         shape.views,
         blocks_per_item,
-        shape.width,
-        shape.height,
+        shape.image_width,
+        shape.image_height,
+        int(antialiased),
         scale_modifier,
     )
     return tuple(gradients)

@@ -173,13 +173,14 @@ __device__ __forceinline__ u32 block_prefix(u32 value, u32* total) {
 
 // Writes the record of every Gaussian in every view, its slot among the visible ones (NO_SLOT when culled) and, when
 // visible, the bits of its depth (a sort key, since depths are positive), and adds it to the counts of its tiles.
-// Blocks of 256 threads, `blocks_per_view` for a view. `totals` as in allocate_segments.
+// Blocks of 256 threads, `blocks_per_view` for a view. `totals` as in allocate_segments. `width` and `height` are those
+// of the part of the image that is rendered, with the principal point moved by its origin; `image_*` of the whole.
 extern "C" __global__ void __launch_bounds__(256)
 project_and_count(const float* __restrict__ means, const float4* __restrict__ quats, const float* __restrict__ scales,
                   const float* __restrict__ opacities, const float* __restrict__ colors,
                   const float4* __restrict__ world_to_camera, const float* __restrict__ intrinsics, float4* records,
                   u32* depths, u32* slots, u32* counts, u64* totals, int count, int views, int blocks_per_view, int width, int height,
-                  float scale_modifier) {
+                  int image_width, int image_height, int antialiased, float scale_modifier) {
     const int bv = blockIdx.x / blocks_per_view;
     const int n = (blockIdx.x - bv * blocks_per_view) * 256 + threadIdx.x;
     const Grid grid = {width, height, (width + TILE - 1) / TILE, (height + TILE - 1) / TILE};
@@ -198,15 +199,16 @@ project_and_count(const float* __restrict__ means, const float4* __restrict__ qu
             const float3 scale = load3(scales, source);
             const Axes axes = scaled_axes(
                 q, make_float3(scale.x * scale_modifier, scale.y * scale_modifier, scale.z * scale_modifier));
-            const Splat s = project(camera, mean, axes, width, height);
+            const Splat s = project(camera, mean, axes, image_width, image_height);
             const float det = determinant(s), w = inverse_w(s.p.z);
+            const float seen = antialiased ? opacity * compensation(s, det) : opacity;
             const float u = camera.fx * s.p.x * w + camera.cx, v = camera.fy * s.p.y * w + camera.cy;
             r0 = make_float4(u, v, -HALF_LOG2E * (s.var_y / det), 2.0f * HALF_LOG2E * (s.cov / det));
-            r1 = make_float4(-HALF_LOG2E * (s.var_x / det), log2f(opacity), s.p.z, s.var_y);
+            r1 = make_float4(-HALF_LOG2E * (s.var_x / det), log2f(seen), s.p.z, s.var_y);
             const float probe = finite_probe(mean) + finite_probe(scale) + finite_probe(load3(colors, source)) +
                                 finite_probe(make_float3(u, v, det)) + finite_probe(make_float3(q.x, q.y, q.z)) +
                                 finite_probe(make_float3(q.w, opacity, r0.w));
-            visible = probe == 0.0f && det > 0.0f && r0.z < 0.0f && r1.x < 0.0f;
+            visible = probe == 0.0f && det > 0.0f && r0.z < 0.0f && r1.x < 0.0f && seen >= MIN_ALPHA;
             if (visible) {
                 f = footprint(r0, r1, grid);
                 visible = f.x1 > f.x0 && f.y1 > f.y0;

@@ -60,6 +60,7 @@ struct PixelGradient {
 
 __device__ __forceinline__ float tf32_high(float x) { return __uint_as_float(__float_as_uint(x) & 0xffffe000u); }
 
+#ifdef __CUDA_ARCH__  // tests that run on the CPU bring their own
 // c += a b with a 16 x 8, b 8 x 8 in tf32.
 __device__ __forceinline__ void multiply(float c[4], const float a[4], float2 b) {
     asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
@@ -67,6 +68,7 @@ __device__ __forceinline__ void multiply(float c[4], const float a[4], float2 b)
         : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
           "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b.x)), "r"(__float_as_uint(b.y)));
 }
+#endif
 
 __device__ __forceinline__ void add4(float* target, float4 v) {
 #if __CUDA_ARCH__ >= 900

@@ -22,6 +22,7 @@ constexpr float FRUSTUM_MARGIN = 1.3f;
 constexpr float MIN_ALPHA = 1.0f / 255.0f;
 constexpr float MAX_ALPHA = 0.99f;
 constexpr float MIN_TRANSMITTANCE = 1e-4f;
+constexpr float MIN_AREA_RATIO = 1e-8f;
 constexpr float LOG2_MIN_ALPHA = -7.99435344f;  // log2(1 / 255)
 constexpr float HALF_LOG2E = 0.72134752f;       // log2(e) / 2
 constexpr float LN2 = 0.69314718f;
@@ -97,11 +98,22 @@ __device__ __forceinline__ Splat project(const Camera& c, float3 mean, const Axe
     return s;
 }
 
+// m0 x m1; its square is det(m m^T).
+__device__ __forceinline__ float3 normal(const Splat& s) {
+    return make_float3(s.m0.y * s.m1.z - s.m0.z * s.m1.y, s.m0.z * s.m1.x - s.m0.x * s.m1.z,
+                       s.m0.x * s.m1.y - s.m0.y * s.m1.x);
+}
+
 // det(m m^T + dilation), as a sum of positive terms: exact where var_x * var_y - cov^2 would cancel.
 __device__ __forceinline__ float determinant(const Splat& s) {
-    const float3 n = make_float3(s.m0.y * s.m1.z - s.m0.z * s.m1.y, s.m0.z * s.m1.x - s.m0.x * s.m1.z,
-                                 s.m0.x * s.m1.y - s.m0.y * s.m1.x);
+    const float3 n = normal(s);
     return dot(n, n) + DILATION_PX * (s.var_x + s.var_y - DILATION_PX);
+}
+
+// Factor on the opacity in antialiased mode: root of the ratio of the determinants without and with the dilation.
+__device__ __forceinline__ float compensation(const Splat& s, float det) {
+    const float3 n = normal(s);
+    return sqrtf(fmaxf(dot(n, n) / det, MIN_AREA_RATIO));
 }
 
 // A perspective divide with the guard of the original renderer against w = 0.

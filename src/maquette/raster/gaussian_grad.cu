@@ -20,17 +20,35 @@ __device__ __forceinline__ float3 scaled_sum(float a, float3 p, float b, float3 
     return make_float3(a * p.x + b * q.x, a * p.y + b * q.y, a * p.z + b * q.z);
 }
 
+__device__ __forceinline__ float3 cross(float3 a, float3 b) {
+    return make_float3(a.y * b.z - a.z * b.y, a.z * b.x - a.x * b.z, a.x * b.y - a.y * b.x);
+}
+
 __device__ __forceinline__ float3 rotation_row(float4 row) { return make_float3(row.x, row.y, row.z); }
+
+// Adds what the rows of m get by way of the factor on the opacity in antialiased mode. Its logarithm is half of
+// log det(m m^T) - log det(m m^T + dilation), and det(m m^T) the square of n = m0 x m1.
+__device__ __forceinline__ void add_compensation(const Splat& s, float det, float v_log_opacity, float3& v_m0,
+                                                 float3& v_m1) {
+    const float3 n = normal(s);
+    const float area = dot(n, n);
+    if (!(area > MIN_AREA_RATIO * det)) return;
+    const float without = v_log_opacity / area, with = v_log_opacity / det;
+    add_scaled(v_m0, cross(s.m1, n), without);
+    add_scaled(v_m1, cross(n, s.m0), without);
+    add_scaled(v_m0, scaled_sum(s.var_y, s.m0, -s.cov, s.m1), -with);
+    add_scaled(v_m1, scaled_sum(s.var_x, s.m1, -s.cov, s.m0), -with);
+}
 
 // `centre` = dL/d(u, v, conic xx, conic xy), `shading` = dL/d(red, green, blue, z), `rest` = dL/d(conic yy, log opacity).
 __device__ __forceinline__ void add_view(Sum& sum, const Camera& c, float3 mean, const Axes& axes, int width,
-                                         int height, float4 centre, float4 shading, float2 rest) {
+                                         int height, bool antialiased, float4 centre, float4 shading, float2 rest) {
     const Splat s = project(c, mean, axes, width, height);
     add_scaled(sum.color, make_float3(shading.x, shading.y, shading.z), 1.0f);
     sum.log_opacity += rest.y;
 
     // Conic = covariance^-1, so dL/dcovariance = -conic (dL/dconic) conic, with the mixed entry of dL/dconic halved.
-    const float inv_det = 1.0f / determinant(s);
+    const float det = determinant(s), inv_det = 1.0f / det;
     const float xx = s.var_y * inv_det, xy = -s.cov * inv_det, yy = s.var_x * inv_det;
     const float g_xx = centre.z, g_xy = 0.5f * centre.w, g_yy = rest.x;
     const float t00 = xx * g_xx + xy * g_xy, t01 = xx * g_xy + xy * g_yy;
@@ -38,8 +56,9 @@ __device__ __forceinline__ void add_view(Sum& sum, const Camera& c, float3 mean,
     const float v_xx = -(t00 * xx + t01 * xy), v_xy = -(t00 * xy + t01 * yy), v_yy = -(t10 * xy + t11 * yy);
 
     // Covariance = m m^T, m = k axes.
-    const float3 v_m0 = scaled_sum(2.0f * v_xx, s.m0, 2.0f * v_xy, s.m1);
-    const float3 v_m1 = scaled_sum(2.0f * v_xy, s.m0, 2.0f * v_yy, s.m1);
+    float3 v_m0 = scaled_sum(2.0f * v_xx, s.m0, 2.0f * v_xy, s.m1);
+    float3 v_m1 = scaled_sum(2.0f * v_xy, s.m0, 2.0f * v_yy, s.m1);
+    if (antialiased) add_compensation(s, det, rest.y, v_m0, v_m1);
     add_scaled(sum.axes.x, scaled_sum(s.k0.x, v_m0, s.k1.x, v_m1), 1.0f);
     add_scaled(sum.axes.y, scaled_sum(s.k0.y, v_m0, s.k1.y, v_m1), 1.0f);
     add_scaled(sum.axes.z, scaled_sum(s.k0.z, v_m0, s.k1.z, v_m1), 1.0f);
@@ -83,14 +102,14 @@ __device__ __forceinline__ void store3(float* target, size_t index, float3 v) {
 
 }  // namespace
 
-// One thread a Gaussian of an item; it sums its views in order, so this pass is deterministic.
+// `width` and `height` are those of the whole image. One thread a Gaussian of an item; it sums its views in order, so this pass is deterministic.
 extern "C" __global__ void __launch_bounds__(128)
 project_backward(const float* __restrict__ means, const float4* __restrict__ quats, const float* __restrict__ scales,
                  const float* __restrict__ opacities, const float4* __restrict__ world_to_camera,
                  const float* __restrict__ intrinsics, const u32* __restrict__ slots, const float4* __restrict__ eight,
                  const float2* __restrict__ two, float* grad_means, float4* grad_quats, float* grad_scales,
                  float* grad_opacities, float* grad_colors, int count, int views, int blocks_per_item, int width,
-                 int height, float scale_modifier) {
+                 int height, int antialiased, float scale_modifier) {
     const int b = blockIdx.x / blocks_per_item;
     const int n = (blockIdx.x - b * blocks_per_item) * 128 + threadIdx.x;
     if (n >= count) return;
@@ -112,8 +131,8 @@ project_backward(const float* __restrict__ means, const float4* __restrict__ qua
         if (slot == NO_SLOT) continue;
         seen = true;
         const float4* v = eight + 2 * (size_t)slot;
-        add_view(sum, load_camera(world_to_camera, intrinsics, bv), mean, axes, width, height, __ldg(v), __ldg(v + 1),
-                 __ldg(two + slot));
+        add_view(sum, load_camera(world_to_camera, intrinsics, bv), mean, axes, width, height, antialiased, __ldg(v),
+                 __ldg(v + 1), __ldg(two + slot));
     }
     float v_opacity = 0.0f;
     if (seen) {  // a Gaussian with a value that is not finite is never seen

@@ -1,14 +1,15 @@
 """Gaussian rasterizer in plain PyTorch: the specification that the fast backends are tested against.
 
 EWA splatting (Zwicker et al. 2001) with front-to-back blending (Kerbl et al., "3D Gaussian Splatting for Real-Time
-Radiance Field Rendering", 2023), extended by depth and alpha. Works in float32 and float64 on any device and is
-differentiable by autograd. Every constant below is part of the semantics that published weights were trained with.
+Radiance Field Rendering", 2023), extended by depth, alpha, features and an antialiased mode. Works in float32 and
+float64 on any device and is differentiable by autograd. Every constant below is part of the semantics that published
+weights were trained with.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,6 +28,22 @@ MAX_ALPHA = 0.99
 """Larger contributions are cut to this value; the gradient passes as if they were not."""
 MIN_TRANSMITTANCE = 1e-4
 """A contribution that would leave less light than this ends its pixel and is not added itself."""
+MIN_AREA_RATIO = 1e-8
+"""Antialiased mode: the smallest ratio of the determinants of a projected covariance without and with the dilation."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """The part of every view's image that is rendered. Its tiles are tiles of the whole image.
+
+    Attributes:
+        origins: first pixel (x, y) of each view's part, multiples of TILE, `[B, V, 2]` integers on the CPU.
+        height, width: size in pixels, the same in all views.
+    """
+
+    origins: Tensor
+    height: int
+    width: int
 
 
 @dataclass(frozen=True)
@@ -35,10 +52,12 @@ class Projection:
 
     Attributes:
         radii: three standard deviations along the longer axis in pixels, rounded up; 0 when culled, `[B, V, N]` int32.
-        means2d: centres in pixels, the centre of the first pixel being (0, 0), `[B, V, N, 2]`.
+        means2d: centres in pixels, the centre of the (window's) first pixel being (0, 0), `[B, V, N, 2]`.
         conics: inverse 2D covariances as (xx, xy, yy) in 1/pixel^2, `[B, V, N, 3]`.
         depths: view-space z in world units, `[B, V, N]`.
         tiles: covered tiles as (x0, y0, x1, y1), upper ends exclusive, `[B, V, N, 4]` int64.
+        compensations: factor on the opacity in antialiased mode, in 0..1: root of the ratio of the determinants of the
+            covariance without and with the dilation, `[B, V, N]`.
     """
 
     radii: Tensor
@@ -46,6 +65,7 @@ class Projection:
     conics: Tensor
     depths: Tensor
     tiles: Tensor
+    compensations: Tensor
 
 
 def project(
@@ -57,6 +77,7 @@ def project(
     height: int,
     width: int,
     scale_modifier: float = 1.0,
+    window: Window | None = None,
 ) -> Projection:
     """Projects 3D Gaussians to 2D Gaussians in pixels.
 
@@ -68,6 +89,7 @@ def project(
         intrinsics: in pixels, pixel centres at +0.5, `[B, V, 3, 3]`.
         height, width: image size in pixels.
         scale_modifier: factor on all scales.
+        window: part of the image that matters, or None for all of it.
 
     Returns:
         The projections. A Gaussian with a value that is not finite, or whose projection overflows, is culled.
@@ -78,16 +100,14 @@ def project(
     quats = quats[:, None].expand(-1, num_views, -1, -1)
     scales = scales[:, None].expand(-1, num_views, -1, -1) * scale_modifier
     with torch.no_grad():
-        visible = (_splat(camera_points, quats, scales, world_to_camera, intrinsics, height, width).radii > 0)[
-            ..., None
-        ]
+        first = _splat(camera_points, quats, scales, world_to_camera, intrinsics, height, width, window)
+        visible = (first.radii > 0)[..., None]
     # Culled Gaussians are replaced by a harmless one, so that no NaN of theirs reaches a gradient.
     camera_points = torch.where(visible, camera_points, camera_points.new_tensor([0.0, 0.0, 1.0]))
     quats = torch.where(visible, quats, 0.0)
     scales = torch.where(visible, scales, 0.0)
-    splats = _splat(camera_points, quats, scales, world_to_camera, intrinsics, height, width)
-    radii = torch.where(visible[..., 0], splats.radii, 0)
-    return Projection(radii, splats.means2d, splats.conics, splats.depths, splats.tiles)
+    splats = _splat(camera_points, quats, scales, world_to_camera, intrinsics, height, width, window)
+    return replace(splats, radii=torch.where(visible[..., 0], splats.radii, 0))
 
 
 def rasterize(
@@ -102,34 +122,49 @@ def rasterize(
     width: int,
     background: Tensor,
     scale_modifier: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+    *,
+    features: Tensor | None = None,
+    antialiased: bool = False,
+    window: Window | None = None,
+) -> tuple[Tensor, ...]:
     """Renders every set of Gaussians from every camera of its item.
 
     Args:
         means, quats, scales: `[B, N, 3]`, `[B, N, 4]`, `[B, N, 3]`, see `project`.
         opacities: `[B, N]`.
-        colors: `[B, N, 3]`.
+        colors: `[B, N, 3]`, or one for each view `[B, V, N, 3]`.
         world_to_camera, intrinsics: `[B, V, 4, 4]`, `[B, V, 3, 3]`.
-        height, width: image size in pixels.
+        height, width: size of the whole image in pixels.
         background: colour behind everything, `[B, V, 3]`.
         scale_modifier: factor on all scales.
+        features: any C values per Gaussian, `[B, N, C]`.
+        antialiased: multiplies the opacities by `Projection.compensations`.
+        window: the part to render, or None for the whole image.
 
     Returns:
         Colour over the background `[B, V, 3, H, W]`; depth (sum of z times blend weight, not divided by alpha)
-        `[B, V, H, W]`; alpha (sum of the blend weights) `[B, V, H, W]`.
+        `[B, V, H, W]`; alpha (sum of the blend weights) `[B, V, H, W]`; and, where features are given, their sums
+        times the blend weights `[B, V, C, H, W]`. H and W are the window's if there is one.
     """
-    usable = torch.isfinite(opacities) & torch.isfinite(colors).all(-1)  # [B, N]
+    num_views = world_to_camera.shape[1]
+    channels = colors if colors.ndim == 4 else colors[:, None].expand(-1, num_views, -1, -1)
+    if features is not None:
+        channels = torch.cat([channels, features[:, None].expand(-1, num_views, -1, -1)], dim=-1)  # [B, V, N, 3 + C]
+    usable = torch.isfinite(opacities) & torch.isfinite(channels).all(-1).all(1)  # [B, N]
     opacities = torch.where(usable, opacities, 0.0)
-    colors = torch.where(usable[..., None], colors, 0.0)
-    splats = project(means, quats, scales, world_to_camera, intrinsics, height, width, scale_modifier)
+    channels = torch.where(usable[:, None, :, None], channels, 0.0)
+    splats = project(means, quats, scales, world_to_camera, intrinsics, height, width, scale_modifier, window)
     visible = (splats.radii > 0) & usable[:, None]
+    opacities = opacities[:, None] * splats.compensations if antialiased else opacities[:, None].expand_as(visible)
+    size = (height, width) if window is None else (window.height, window.width)
     images = [
-        torch.stack([_blend(splats, visible, b, v, opacities, colors, height, width) for v in range(visible.shape[1])])
+        torch.stack([_blend(splats, visible, b, v, opacities, channels, *size) for v in range(num_views)])
         for b in range(visible.shape[0])
     ]
-    color, depth, alpha = torch.split(torch.stack(images), [3, 1, 1], dim=2)
+    color, extra, depth, alpha = torch.split(torch.stack(images), [3, channels.shape[-1] - 3, 1, 1], dim=2)
     color = color + (1 - alpha) * background[..., None, None]
-    return color, depth.squeeze(2), alpha.squeeze(2)
+    outputs = (color, depth.squeeze(2), alpha.squeeze(2))
+    return outputs if features is None else (*outputs, extra)
 
 
 def _rotation_matrices(quats: Tensor) -> Tensor:
@@ -157,6 +192,7 @@ def _splat(
     intrinsics: Tensor,
     height: int,
     width: int,
+    window: Window | None,
 ) -> Projection:
     """`project` from view-space centres `[B, V, N, 3]` on; may produce NaN where radii are 0."""
     focal_x, focal_y = intrinsics[..., 0, 0, None], intrinsics[..., 1, 1, None]  # [B, V, 1]
@@ -164,6 +200,8 @@ def _splat(
     x, y, z = camera_points.unbind(-1)
     inverse_w = 1 / (z + 1e-7)
     means2d = torch.stack([focal_x * x * inverse_w + center_x, focal_y * y * inverse_w + center_y], dim=-1) - 0.5
+    if window is not None:
+        means2d = means2d - window.origins[:, :, None].to(means2d)
 
     near_x = _clamped(x, z, FRUSTUM_MARGIN * width / (2 * focal_x))
     near_y = _clamped(y, z, FRUSTUM_MARGIN * height / (2 * focal_y))
@@ -184,16 +222,19 @@ def _splat(
     )
     determinant = var_x * var_y - cov_xy * cov_xy
     conics = torch.stack([var_y / determinant, -cov_xy / determinant, var_x / determinant], dim=-1)
+    normal = torch.linalg.cross(axes[..., 0, :], axes[..., 1, :])  # its square is the determinant without the dilation
+    compensations = (normal.square().sum(-1) / determinant).clamp_min(MIN_AREA_RATIO).sqrt()
 
     with torch.no_grad():
         middle = 0.5 * (var_x + var_y)
         largest = middle + torch.sqrt((middle * middle - determinant).clamp_min(0.1))
         radius = torch.ceil(3 * torch.sqrt(largest))
-        tiles, covered = _tile_rectangles(means2d, radius, height, width)
+        size = (height, width) if window is None else (window.height, window.width)
+        tiles, covered = _tile_rectangles(means2d, radius, *size)
         finite = torch.isfinite(means2d).all(-1) & torch.isfinite(conics).all(-1) & torch.isfinite(radius)
         visible = (z > NEAR_Z) & (determinant > 0) & finite & covered
         radii = torch.where(visible, radius.clamp(max=2.0**30), 0.0).to(torch.int32)
-    return Projection(radii, means2d, conics, z, tiles)
+    return Projection(radii, means2d, conics, z, tiles, compensations)
 
 
 def _tile_rectangles(means2d: Tensor, radius: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -206,13 +247,18 @@ def _tile_rectangles(means2d: Tensor, radius: Tensor, height: int, width: int) -
 
 
 def _blend(
-    splats: Projection, visible: Tensor, b: int, v: int, opacities: Tensor, colors: Tensor, height: int, width: int
+    splats: Projection, visible: Tensor, b: int, v: int, opacities: Tensor, channels: Tensor, height: int, width: int
 ) -> Tensor:
-    """Image `[5, H, W]` of view v of item b without background: colour, depth, alpha."""
+    """Image `[C + 2, H, W]` of view v of item b without background: channels, depth, alpha.
+
+    `opacities` are `[B, V, N]`, `channels` `[B, V, N, C]`.
+    """
     candidates = visible[b, v].nonzero().squeeze(-1)
     order = candidates[splats.depths[b, v, candidates].argsort(stable=True)]  # front to back, ties by index
     left, top, right, bottom = splats.tiles[b, v, order].unbind(-1)
-    values = torch.cat([colors[b], splats.depths[b, v, :, None], torch.ones_like(opacities[b, :, None])], dim=-1)
+    values = torch.cat(
+        [channels[b, v], splats.depths[b, v, :, None], torch.ones_like(opacities[b, v, :, None])], dim=-1
+    )
     rows = []
     for tile_y in range(math.ceil(height / TILE)):
         row = []
@@ -222,9 +268,9 @@ def _blend(
             ys = torch.arange(tile_y * TILE, min((tile_y + 1) * TILE, height), device=index.device)
             pixels = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), dim=-1).to(opacities)  # [h, w, 2]
             weights = _blend_weights(
-                pixels.reshape(-1, 2), splats.means2d[b, v, index], splats.conics[b, v, index], opacities[b, index]
+                pixels.reshape(-1, 2), splats.means2d[b, v, index], splats.conics[b, v, index], opacities[b, v, index]
             )
-            row.append((weights @ values[index]).T.reshape(5, len(ys), len(xs)))
+            row.append((weights @ values[index]).T.reshape(-1, len(ys), len(xs)))
         rows.append(torch.cat(row, dim=-1))
     return torch.cat(rows, dim=-2)
 
