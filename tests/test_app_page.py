@@ -97,7 +97,6 @@ def open_page(browser: Any, url: str, request: pytest.FixtureRequest) -> Iterato
     for context in contexts:
         if FAILED in request.node.stash:
             print(context.pages[0].inner_text("body"))
-            context.pages[0].screenshot(path=f"/tmp/st/{time.time()}.png")
         context.close()
     assert not elsewhere
 

@@ -45,7 +45,7 @@ def test_one_picture_becomes_an_object_that_is_right_from_the_side_too(example: 
     """From the front alone: its own picture again, and the other sides nearer to the truth than the repeated front."""
     views = maquette.read_views(EXAMPLES / example)
     gaussians = maquette.load("gamba-mini", "cpu").picture(views.images[0])
-    assert gaussians.num_gaussians == 16_384
+    assert gaussians.num_gaussians == 2 * 16_384
     seen = render_gaussians(gaussians, views.cameras, background=(1.0, 1.0, 1.0))
     truth = to_planes(views.images, 3)
     likeness = psnr(seen.color.clamp(0, 1), truth).tolist()

@@ -140,6 +140,20 @@ def test_resizing_keeps_the_picture() -> None:
     assert (large.height, large.width) == (128, 256)
 
 
+def test_mirrored_cameras_see_mirrored_points_at_mirrored_pixels() -> None:
+    cameras = Cameras.orbit([25.0, 140.0], 20.0, height=40, width=64)
+    cameras.intrinsics[..., 0, 2] += 3.0
+    points = torch.rand(50, 3) - 0.5
+
+    def pixels(seen_by: Cameras, at: torch.Tensor) -> torch.Tensor:
+        local = at @ seen_by.world_to_camera[:, :3, :3].mT + seen_by.world_to_camera[:, None, :3, 3]
+        there = local @ seen_by.intrinsics.mT
+        return there[..., :2] / there[..., 2:]
+
+    straight, mirrored = pixels(cameras, points), pixels(cameras.mirrored(), points * torch.tensor([-1.0, 1.0, 1.0]))
+    torch.testing.assert_close(mirrored, torch.stack([64 - straight[..., 0], straight[..., 1]], -1), atol=1e-4, rtol=0)
+
+
 def test_cameras_refuse() -> None:
     good = Cameras.orbit([0, 90])
     assert good.reshape(1, 2).batch_shape == (1, 2) and Cameras.stack([good, good]).batch_shape == (2, 2)

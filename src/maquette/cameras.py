@@ -99,6 +99,16 @@ class Cameras:
         factors = self.intrinsics.new_tensor([[width / self.width], [height / self.height], [1.0]])
         return Cameras(self.world_to_camera, self.intrinsics * factors, height, width)
 
+    def mirrored(self) -> Cameras:
+        """Cameras that see the mirror image, at the plane x = 0, of what these see: left and right swapped.
+
+        With S = diag(-1, 1, 1), a camera turns from R, t to S R S, S t, and its principal point to width - cx.
+        """
+        signs = 1.0 - 2.0 * (torch.arange(4, device=self.device) == 0)  # diag(S, 1)
+        intrinsics = self.intrinsics.clone()
+        intrinsics[..., 0, 2] = self.width - intrinsics[..., 0, 2]
+        return Cameras(self.world_to_camera * signs[:, None] * signs, intrinsics, self.height, self.width)
+
     def rays(self) -> tuple[Tensor, Tensor]:
         """Origins and unit directions through every pixel centre, both `[..., H, W, 3]`, in the world."""
         device, dtype = self.device, self.intrinsics.dtype

@@ -118,7 +118,7 @@ _ENTRIES = (
         GAMBA_MINI,
         4_008_220,
         "Apache-2.0",
-        "Ours: 16,384 Gaussians from one picture, in one pass.",
+        "Ours: 32,768 Gaussians from one picture, in one pass.",
         embedded=True,
     ),
     ModelEntry(

@@ -40,18 +40,10 @@ def augment(inputs: Views, targets: Views, config: AugmentConfig, generator: tor
 
 
 def mirror(views: Views, chosen: Tensor) -> Views:
-    """Views `[B, V]` of the mirror image, at the plane x = 0, of those objects that are `chosen` `[B]`.
-
-    A picture flipped left to right, taken from the mirrored place: with S = diag(-1, 1, 1), a camera turns from R, t to
-    S R S, S t, and its principal point to width - cx.
-    """
-    cameras = views.cameras
-    signs = 1.0 - 2.0 * (torch.arange(4, device=views.images.device) == 0)  # diag(S, 1)
-    turned = cameras.world_to_camera * signs[:, None] * signs
-    intrinsics = cameras.intrinsics.clone()
-    intrinsics[..., 0, 2] = cameras.width - intrinsics[..., 0, 2]
-    matrices = torch.where(chosen[:, None, None, None], turned, cameras.world_to_camera)
-    intrinsics = torch.where(chosen[:, None, None, None], intrinsics, cameras.intrinsics)
+    """Views `[B, V]` of the mirror image, at the plane x = 0, of those objects that are `chosen` `[B]`."""
+    cameras, mirrored = views.cameras, views.cameras.mirrored()
+    matrices = torch.where(chosen[:, None, None, None], mirrored.world_to_camera, cameras.world_to_camera)
+    intrinsics = torch.where(chosen[:, None, None, None], mirrored.intrinsics, cameras.intrinsics)
     images = torch.where(chosen[:, None, None, None, None], views.images.flip(-1), views.images)
     depths = views.depths
     if depths is not None:

@@ -57,6 +57,7 @@ def bench_networks(device: torch.device) -> list[Measurement]:
 
 def _bench(params: GambaParams, dtype: torch.dtype, device: torch.device) -> Measurement:
     torch.manual_seed(0)
+    params = dataclasses.replace(params, join_mirrored=False)  # one pass of the network
     network = Gamba(params).to(device, dtype).eval().requires_grad_(False)
     picture = torch.rand(1, 4, params.input_size, params.input_size, device=device)
     camera = front_cameras(1, params.input_size, params).to(device)

@@ -78,6 +78,13 @@ def move_gaussians(gaussians: Gaussians, transform: Tensor) -> Gaussians:
     return dataclasses.replace(gaussians, means=means, quats=torch.stack(product, dim=-1))
 
 
+def mirrored_gaussians(gaussians: Gaussians) -> Gaussians:
+    """The mirror image, at the plane x = 0, of Gaussians with RGB colours."""
+    means = gaussians.means * gaussians.means.new_tensor([-1.0, 1.0, 1.0])
+    quats = gaussians.quats * gaussians.quats.new_tensor([1.0, 1.0, -1.0, -1.0])
+    return dataclasses.replace(gaussians, means=means, quats=quats)
+
+
 def _quaternions(rotation: Tensor) -> Tensor:
     """Unit quaternions (w, x, y, z) `[B, 4]` of rotation matrices `[B, 3, 3]`.
 

@@ -60,6 +60,8 @@ class GambaParams:
         initial_scale: at initialisation, world units, > 0; None: the official start, 0.1 softplus(-1.8).
         world: what the Gaussians are relative to: "camera" makes the input camera the front camera (official);
             "upright" turns the world about its vertical axis only, until the input camera is in front.
+        join_mirrored: whether the answer to the mirrored picture, mirrored back, is joined with the answer to the
+            picture, both at lower opacity (official: no).
         output_size: side of the rendered pictures in training, px.
         fov_deg: field of view of the cameras, degrees.
         camera_radius: distance of the cameras from the origin.
@@ -105,6 +107,7 @@ class GambaParams:
     initial_opacity: float = 0.1
     initial_scale: float | None = None
     world: WorldFrame = "camera"
+    join_mirrored: bool = False
     output_size: int = 512
     fov_deg: float = 49.1
     camera_radius: float = 1.5
@@ -191,7 +194,7 @@ class GambaParams:
     @property
     def num_gaussians(self) -> int:
         """Gaussians per object."""
-        return self.num_tokens * self.cells_per_token**2
+        return self.num_tokens * self.cells_per_token**2 * (2 if self.join_mirrored else 1)
 
     @property
     def position_channels(self) -> int:
@@ -223,6 +226,7 @@ GAMBA_MINI = GambaParams(
     initial_opacity=0.5,
     initial_scale=0.015,
     world="upright",
+    join_mirrored=True,
     output_size=256,
     composite_twice=False,
     lambda_ssim=0.05,
@@ -230,4 +234,4 @@ GAMBA_MINI = GambaParams(
     random_background_prob=0.5,
     first_view_prob=0.5,
 )
-"""Ours, small enough to ship in the repository: 16,384 Gaussians, 4.0 M parameters with its own encoder."""
+"""Ours, small enough to ship in the repository: two times 16,384 Gaussians, 4.0 M parameters with its own encoder."""

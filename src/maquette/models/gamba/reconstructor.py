@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
 from maquette.cameras import Cameras
 from maquette.errors import InvalidInputError
 from maquette.gaussians import Gaussians
-from maquette.models.gamba.inputs import answer_to_world, front_cameras, move_cameras, move_gaussians, network_inputs
+from maquette.models.gamba.inputs import (
+    answer_to_world,
+    front_cameras,
+    mirrored_gaussians,
+    move_cameras,
+    move_gaussians,
+    network_inputs,
+)
 from maquette.models.gamba.network import Gamba
 from maquette.nn.posed_images import resize_images, warn_about_cameras
 from maquette.views import Views
@@ -62,10 +71,30 @@ class GambaReconstructor:
             seen = resize_images(seen.to(self.device).float(), params.input_size)
             seen = seen if lead else seen[None]
             seen_from = move_cameras(cameras, transform).to(self.device)
-            inputs = network_inputs(seen[:, :3], seen_from, params, seen[:, 3:])
-            gaussians = move_gaussians(self.network(*inputs), transform)
+            gaussians = move_gaussians(self._answer(seen, seen_from), transform)
         result = gaussians.map(Tensor.clone)  # usual tensors, not inference ones
         return result if lead else result[0]
+
+    def _answer(self, seen: Tensor, cameras: Cameras) -> Gaussians:
+        """Gaussians `[B, N]` of pictures `[B, 4, S, S]` on white, in the world in which the cameras stand in front."""
+        params = self.network.params
+        answer: Gaussians
+        if not params.join_mirrored:
+            answer = self.network(*network_inputs(seen[:, :3], cameras, params, seen[:, 3:]))
+            return answer
+        both = torch.cat([seen, seen.flip(-1)])
+        mirrored = cameras.mirrored()
+        from_both = Cameras(
+            torch.cat([cameras.world_to_camera, mirrored.world_to_camera]),
+            torch.cat([cameras.intrinsics, mirrored.intrinsics]),
+            cameras.height,
+            cameras.width,
+        )
+        answer = self.network(*network_inputs(both[:, :3], from_both, params, both[:, 3:]))
+        straight, back = answer[: len(seen)], mirrored_gaussians(answer[len(seen) :])
+        joined = Gaussians.stack([straight, back]).map(lambda value: value.transpose(0, 1).flatten(1, 2))
+        # Two in one place let as much light through as one did: (1 - opacity)^(1/2) each.
+        return dataclasses.replace(joined, opacities=1 - (1 - joined.opacities).clamp_min(0).sqrt())
 
     def picture(self, image: Tensor) -> Gaussians:
         """Gaussians `[N]` of one picture, seen from the front at the object's height, as the official code assumes.
