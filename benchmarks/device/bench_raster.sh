@@ -13,7 +13,7 @@ fi
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
 case " $PARTS " in *" tests "*)
   timeout 200 python3 -m pytest -q --maxfail=10 -m gpu -p no:cacheprovider tests/test_raster_cuda.py \
-    tests/test_raster_gaussians.py tests/test_raster_mesh.py tests/test_raster_shading.py > "$OUT/tests.txt" 2>&1
+    tests/test_raster_gaussians.py tests/test_raster_features.py tests/test_raster_mesh.py tests/test_raster_shading.py > "$OUT/tests.txt" 2>&1
   say tests; grep -E "^(FAILED|ERROR|E  )|passed|failed" "$OUT/tests.txt" | cut -c1-200 | tail -n 24
 esac
 case " $PARTS " in *" stages "*)

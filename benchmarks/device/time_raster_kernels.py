@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maquette.raster import cuda
+from maquette.raster import cuda, cuda_bins
 from maquette.raster.bench import GPU_SCENES, BenchScene, make_scene
 
 CALLS = 12
@@ -66,12 +66,12 @@ def by_kernel(call: Callable[[], None]) -> dict[str, float]:
         end.record()
         events[kernel.name].append((start, end))
 
-    cuda.launch = launch
+    cuda.launch = cuda_bins.launch = launch
     try:
         for _ in range(CALLS):
             call()
     finally:
-        cuda.launch = plain_launch
+        cuda.launch = cuda_bins.launch = plain_launch
     torch.cuda.synchronize()
     return {name: statistics.median(a.elapsed_time(b) for a, b in pairs) for name, pairs in events.items()}
 
