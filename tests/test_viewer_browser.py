@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ def open_page(browser: Any, tmp_path: Path) -> Iterator[Open]:
         contexts.append(context)
         context.set_offline(True)
         page = context.new_page()
+        page.set_default_timeout(READY_MS)
         page.add_init_script(init)
         page.on("request", lambda request: requests.append(request.url))
         page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -79,9 +81,29 @@ def look(page: Any, **camera: float) -> NDArray[np.float64]:
     return picture_of(page.evaluate(f"maquetteViewer.snapshot({{width: {WIDTH}, height: {HEIGHT}}})"))
 
 
+def wait_until(page: Any, condition: str, value: float = 0.0) -> None:
+    """Waits for a condition in JavaScript with `value` (the page's own policy forbids `wait_for_function`)."""
+    deadline = time.monotonic() + READY_MS / 1000
+    while not page.evaluate(f"value => {condition}", value):
+        assert time.monotonic() < deadline, condition
+        page.wait_for_timeout(50)
+
+
+def settle(page: Any) -> dict[str, Any]:
+    """The camera, which follows softly, once it has stood still for a while and some frames."""
+    before: dict[str, Any] = {}
+    while True:
+        frames = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+        now: dict[str, Any] = page.evaluate(f"{frames}.then(() => ({{...maquetteViewer.camera}}))")
+        if now == before:
+            return now
+        before = now
+        page.wait_for_timeout(400)
+
+
 def screen(page: Any) -> NDArray[np.float64]:
     """What is on the screen, with buttons."""
-    page.wait_for_timeout(400)  # the camera follows softly
+    settle(page)
     return picture_of_bytes(page.screenshot())
 
 
@@ -201,14 +223,14 @@ def test_dragging_scrolling_and_keys_move_the_camera(open_page: Open) -> None:
     page.mouse.down(button="right")
     page.mouse.move(200, 140, steps=4)
     page.mouse.up(button="right")
-    page.wait_for_timeout(400)
+    settle(page)
     assert np.linalg.norm(np.subtract(camera()["target"], first["target"])) > 0.05
     for _ in range(4):
         page.keyboard.press("ArrowUp")
-    page.wait_for_timeout(400)
+    settle(page)
     assert camera()["elevation"] < -30
     page.keyboard.press("r")
-    page.wait_for_timeout(800)
+    settle(page)
     for name, value in first.items():
         assert camera()[name] == pytest.approx(value, abs=1e-3)
 
@@ -236,9 +258,9 @@ def test_buttons(open_page: Open, tmp_path: Path) -> None:
     assert saved.shape == (500, 1100, 4) and saved[100, 30, 3] == 0 and saved[..., 3].max() > 0.5
     azimuth = page.evaluate("maquetteViewer.camera.azimuth")
     page.click("#turntable")
-    page.wait_for_timeout(500)
+    wait_until(page, "maquetteViewer.camera.azimuth > value + 3", azimuth)
     page.click("#turntable")
-    assert page.evaluate("maquetteViewer.camera.azimuth") > azimuth + 3
+    settle(page)
     page.click("#settings")
     assert not page.locator("#panel").is_visible()
 
@@ -247,14 +269,14 @@ def test_the_object_is_fitted_again_until_somebody_moves_it(open_page: Open) -> 
     page = open_page(cube_mesh(), viewport={"width": 1000, "height": 400})
     wide = page.evaluate("maquetteViewer.camera.radius")
     page.set_viewport_size({"width": 300, "height": 600})
-    page.wait_for_timeout(300)
-    narrow = page.evaluate("maquetteViewer.camera.radius")
-    assert narrow > 1.2 * wide
+    wait_until(page, "maquetteViewer.camera.radius > 1.2 * value", wide)
+    narrow = settle(page)["radius"]
     page.keyboard.press("+")
-    page.wait_for_timeout(500)
+    wait_until(page, "maquetteViewer.camera.radius < value", narrow)
+    settle(page)
     page.set_viewport_size({"width": 1000, "height": 400})
-    page.wait_for_timeout(300)
-    assert page.evaluate("maquetteViewer.camera.radius") == pytest.approx(0.9 * narrow)
+    wait_until(page, "document.querySelector('canvas').width == value", 1000)
+    assert settle(page)["radius"] == pytest.approx(0.9 * narrow)
 
 
 def test_light_of_meshes(open_page: Open) -> None:
@@ -300,8 +322,7 @@ def test_phone(open_page: Open) -> None:
     for kind, gap in (("Start", 60), ("Move", 80), ("Move", 120), ("End", 0)):
         points = [] if kind == "End" else [{"x": 180 - gap, "y": 300, "id": 0}, {"x": 180 + gap, "y": 300, "id": 1}]
         session.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points})
-    page.wait_for_timeout(600)
-    after = page.evaluate("maquetteViewer.camera")
+    after = settle(page)
     assert after["radius"] == pytest.approx(before["radius"] / 2, rel=0.05)
     assert after["azimuth"] == pytest.approx(before["azimuth"], abs=1)
 
@@ -321,9 +342,9 @@ def test_address_and_frame(browser: Any, open_page: Open) -> None:
     frame = outer.frame_locator("iframe")
     frame.locator("html[data-state=ready]").wait_for(timeout=READY_MS, state="attached")
     outer.eval_on_selector("iframe", "frame => { frame.style.display = 'block'; }")  # as tabs do
-    outer.wait_for_timeout(300)
-    shown = picture_of_bytes(frame.locator("canvas").screenshot())
-    assert (np.ptp(shown[..., :3], axis=(0, 1)) > 0.3).all()
+    deadline = time.monotonic() + READY_MS / 1000
+    while (np.ptp(picture_of_bytes(frame.locator("canvas").screenshot())[..., :3], axis=(0, 1)) <= 0.3).any():
+        assert time.monotonic() < deadline, "nothing is drawn"
     outer.close()
 
 

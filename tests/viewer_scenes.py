@@ -23,7 +23,7 @@ from maquette.mesh import Material, Mesh
 from raster_scenes import surface_scene
 
 FLAGS = ("--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
-READY_MS = 60_000
+READY_MS = 120_000
 
 
 def surface_gaussians(count: int = 20_000, scale: float = 0.006, seed: int = 0) -> Gaussians:
