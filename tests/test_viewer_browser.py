@@ -92,11 +92,13 @@ def wait_until(page: Any, condition: str, value: float = 0.0) -> None:
 def settle(page: Any) -> dict[str, Any]:
     """The camera, which follows softly, once it has stood still for a while and some frames."""
     before: dict[str, Any] = {}
+    deadline = time.monotonic() + READY_MS / 1000
     while True:
         frames = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
         now: dict[str, Any] = page.evaluate(f"{frames}.then(() => ({{...maquetteViewer.camera}}))")
         if now == before:
             return now
+        assert time.monotonic() < deadline, "the camera never stands still"
         before = now
         page.wait_for_timeout(400)
 

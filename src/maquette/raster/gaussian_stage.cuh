@@ -6,27 +6,12 @@
 // instructions of two Gaussians and two pixels overlap. Exponentials are in base 2.
 #pragma once
 
+#include "fast_math.cuh"
 #include "gaussian_common.cuh"
 
 constexpr int BATCH = 128;
 constexpr int NOTHING = BATCH;  // place of a Gaussian that reaches no pixel, to make an odd list even
 constexpr float CULL_SLACK = 0.01f;  // in log2(alpha), errs on the side of keeping
-
-__device__ __forceinline__ float exp2_fast(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-__device__ __forceinline__ float reciprocal(float x) {
-#ifdef __CUDA_ARCH__
-    float y;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-#else
-    return 1.0f / x;
-#endif
-}
 
 struct __align__(16) Stage {
     float4 a[BATCH + 1];  // u, v, A, B

@@ -3,6 +3,8 @@
 
 #pragma once
 
+#include "fast_math.cuh"
+
 typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef unsigned short u16;
@@ -54,22 +56,5 @@ __device__ __forceinline__ void store_if(bool there, real* to, float x) {
 }
 
 constexpr float LOG2E = 1.44269504f;
-
-// The GPU's own instructions, without care for denormal numbers: a relative error of about 2^-22.
-__device__ __forceinline__ float exp2_fast(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-__device__ __forceinline__ float reciprocal(float x) {
-#ifdef __CUDA_ARCH__
-    float y;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-#else
-    return 1.0f / x;
-#endif
-}
 
 __device__ __forceinline__ float sigmoid(float x) { return reciprocal(1.0f + exp2_fast(-LOG2E * x)); }

@@ -71,26 +71,20 @@ class GambaReconstructor:
             seen = resize_images(seen.to(self.device).float(), params.input_size)
             seen = seen if lead else seen[None]
             seen_from = move_cameras(cameras, transform).to(self.device)
-            gaussians = move_gaussians(self._answer(seen, seen_from), transform)
+            answer = self._joined_answer if params.join_mirrored else self._answer
+            gaussians = move_gaussians(answer(seen, seen_from), transform)
         result = gaussians.map(Tensor.clone)  # usual tensors, not inference ones
         return result if lead else result[0]
 
     def _answer(self, seen: Tensor, cameras: Cameras) -> Gaussians:
         """Gaussians `[B, N]` of pictures `[B, 4, S, S]` on white, in the world in which the cameras stand in front."""
-        params = self.network.params
-        answer: Gaussians
-        if not params.join_mirrored:
-            answer = self.network(*network_inputs(seen[:, :3], cameras, params, seen[:, 3:]))
-            return answer
-        both = torch.cat([seen, seen.flip(-1)])
-        mirrored = cameras.mirrored()
-        from_both = Cameras(
-            torch.cat([cameras.world_to_camera, mirrored.world_to_camera]),
-            torch.cat([cameras.intrinsics, mirrored.intrinsics]),
-            cameras.height,
-            cameras.width,
-        )
-        answer = self.network(*network_inputs(both[:, :3], from_both, params, both[:, 3:]))
+        answer: Gaussians = self.network(*network_inputs(seen[:, :3], cameras, self.network.params, seen[:, 3:]))
+        return answer
+
+    def _joined_answer(self, seen: Tensor, cameras: Cameras) -> Gaussians:
+        """The same, together with the answer to the mirrored pictures, mirrored back: twice the Gaussians."""
+        both_cameras = Cameras.stack([cameras, cameras.mirrored()]).reshape(-1)
+        answer = self._answer(torch.cat([seen, seen.flip(-1)]), both_cameras)
         straight, back = answer[: len(seen)], mirrored_gaussians(answer[len(seen) :])
         joined = Gaussians.stack([straight, back]).map(lambda value: value.transpose(0, 1).flatten(1, 2))
         # Two in one place let as much light through as one did: (1 - opacity)^(1/2) each.
