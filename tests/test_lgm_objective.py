@@ -262,3 +262,23 @@ def test_errors_above_the_knee_count_by_their_logarithm() -> None:
     plain = RenderedLoss(size=32, lambda_ssim=0.0)
     loss = plain(nothing, Views(images, views.cameras), views.cameras, torch.ones(1, 2, 3)).loss
     torch.testing.assert_close(loss, errors.mean())
+
+
+def test_similarity_at_full_resolution_is_a_term_of_its_own() -> None:
+    ball = Gaussians(
+        torch.zeros(1, 1, 3),
+        torch.tensor([[[1.0, 0, 0, 0]]]),
+        torch.full((1, 1, 3), 0.2),
+        torch.full((1, 1), 0.9),
+        torch.tensor([[[0.9, 0.2, 0.1]]]),
+    )
+    views, backgrounds = disc_views(1, 2), torch.ones(1, 2, 3)
+    plain, fine = (RenderedLoss(size=32, lambda_ssim=0.0, lambda_fine_ssim=weight) for weight in (0.0, 0.3))
+    without, found = (loss(ball, views, views.cameras, backgrounds) for loss in (plain, fine))
+    _, full = structural_similarity_index_measure(
+        found.predicted[0], found.references[0], data_range=1.0, reduction="none", return_full_image=True
+    )
+    inside = full[..., 5:-5, 5:-5].mean()
+    assert inside < 0.9
+    torch.testing.assert_close(found.loss - without.loss, 0.3 * (1 - inside), atol=1e-4, rtol=0)
+    assert "ssim" not in without.metrics

@@ -96,10 +96,11 @@ def test_tasks_come_from_the_registry() -> None:
     assert task.network.params == LGM_MINI
     assert isinstance(task.objective, LGMObjective)
     assert task.objective.params == dataclasses.replace(LGM_MINI, output_size=128)
-    config = dataclasses.replace(get_recipe("gamba-mini"), input_size=128, lambda_ssim=0.3)
+    config = dataclasses.replace(get_recipe("gamba-mini"), input_size=128, lambda_ssim=0.3, lambda_fine_ssim=0.1)
     gamba = build_task(config)
     assert isinstance(gamba.objective, GambaObjective)
-    assert gamba.objective.params == dataclasses.replace(GAMBA_MINI.at_input_size(128), lambda_ssim=0.3)
+    changed = dataclasses.replace(GAMBA_MINI.at_input_size(128), lambda_ssim=0.3, lambda_fine_ssim=0.1)
+    assert gamba.objective.params == changed
     assert (gamba.target_size, gamba.needs_depth) == (128, False)
 
 

@@ -67,9 +67,14 @@ class Args:
     """Weight of the depth term in the loss; by default the model's."""
     lambda_ssim: float | None = None
     """Weight of the multi-scale SSIM in the loss, which stands in for LPIPS; by default the model's."""
+    lambda_fine_ssim: float | None = None
+    """Weight of SSIM at the pictures' own resolution in the loss; by default the model's."""
     error_knee: float | None = None
     """Mean squared error of a view from which on errors count by their logarithm, as in PSNR (0: never); by default the
     model's."""
+    join_mirrored: bool | None = None
+    """Whether gamba-mini learns from its joined answers to a picture and its mirror image, as it works later, or from
+    one answer, in half the time; by default as it works."""
     autoencoder: Annotated[Path | None, arg(metavar="FILE")] = None
     """For mvdream-mini: what mvdream-mini-autoencoder exported. For mvdream-mini-autoencoder: train on the decoder of
     this one alone, so that its latents stay what they are."""
@@ -149,7 +154,9 @@ def make_config(args: Args) -> TrainConfig:
         autoencoder=None if args.autoencoder is None else str(args.autoencoder),
         lambda_depth=args.lambda_depth,
         lambda_ssim=args.lambda_ssim,
+        lambda_fine_ssim=args.lambda_fine_ssim,
         error_knee=args.error_knee,
+        join_mirrored=args.join_mirrored,
         schedule_seconds=args.schedule_seconds,
         use_depth=args.use_depth and recipe.use_depth,
         seed=args.seed,

@@ -19,7 +19,7 @@ from maquette.gaussians import Gaussians
 from maquette.nn.lpips import LPIPS
 from maquette.nn.objective import ObjectiveResult
 from maquette.nn.posed_images import resize_images
-from maquette.nn.ssim import multi_scale_ssim
+from maquette.nn.ssim import multi_scale_ssim, ssim
 from maquette.raster import render_gaussians
 from maquette.views import Views
 
@@ -32,7 +32,7 @@ class Compared:
 
     Attributes:
         loss: scalar.
-        metrics: named scalars, not detached: "mse", "mse_alpha", "psnr", and "lpips" or "ms_ssim".
+        metrics: named scalars, not detached: "mse", "mse_alpha", "psnr", and "lpips" or "ms_ssim", "ssim".
         predicted: rendered pictures, clamped to 0..1, `[B, V, 3, size, size]`.
         references: the true ones on the same backgrounds, same shape.
     """
@@ -76,6 +76,10 @@ class LossParams(Protocol):
         """Its own."""
 
     @property
+    def lambda_fine_ssim(self) -> float:
+        """Its own."""
+
+    @property
     def error_knee(self) -> float:
         """Its own."""
 
@@ -91,6 +95,8 @@ class RenderedLoss:
         lpips: perceptual term; None uses multi-scale SSIM in its place.
         lambda_lpips: weight of LPIPS.
         lambda_ssim: weight of 1 - multi-scale SSIM where there is no LPIPS.
+        lambda_fine_ssim: weight of 1 - SSIM at the pictures' own resolution, which the multi-scale one hardly counts;
+            0, as in the official code, leaves it out.
         error_knee: 0: squared errors count as they are (official). Above 0: a view's mean squared error e counts as
             knee * log(1 + e / knee), so that far above the knee equal ratios of error, equal decibels of PSNR, weigh
             the same, and objects that are easy to render are not drowned out by those that are not.
@@ -101,6 +107,7 @@ class RenderedLoss:
     lpips: LPIPS | None = None
     lambda_lpips: float = 1.0
     lambda_ssim: float = 0.5
+    lambda_fine_ssim: float = 0.0
     error_knee: float = 0.0
 
     @classmethod
@@ -112,6 +119,7 @@ class RenderedLoss:
             lpips=lpips,
             lambda_lpips=params.lambda_lpips,
             lambda_ssim=params.lambda_ssim,
+            lambda_fine_ssim=params.lambda_fine_ssim,
             error_knee=params.error_knee,
         )
 
@@ -145,6 +153,9 @@ class RenderedLoss:
         elif self.lambda_ssim > 0:
             metrics["ms_ssim"] = multi_scale_ssim(predicted, color).mean()
             loss = loss + self.lambda_ssim * (1 - metrics["ms_ssim"])
+        if self.lambda_fine_ssim > 0:
+            metrics["ssim"] = ssim(predicted, color).mean()
+            loss = loss + self.lambda_fine_ssim * (1 - metrics["ssim"])
         return Compared(loss, metrics, predicted, color)
 
 

@@ -106,9 +106,12 @@ class TrainConfig:
             None takes multi-scale SSIM in its place.
         lambda_depth: weight of the depth term, >= 0; None: the model's.
         lambda_ssim: weight of the multi-scale SSIM that stands in for LPIPS, >= 0; None: the model's.
+        lambda_fine_ssim: weight of SSIM at the pictures' own resolution, >= 0; None: the model's.
         autoencoder: file of the trained auto-encoder whose latents a denoiser learns, or of which the decoder alone is
             to be trained on; None where there is none.
         latent_copies: versions of the data set that each process keeps as latents, augmented differently, >= 1.
+        join_mirrored: whether the loss looks at the joined answers to the picture and its mirror image, in twice the
+            time, or at the answer to the picture alone; None: as the model answers. Only for gamba-mini.
         error_knee: mean squared error of a view from which on errors count by their logarithm, >= 0; None: the model's.
         schedule_seconds: None, or the training time in seconds after which the run is over: the learning rate then
             follows the larger share of `steps` and of this time. A run that depends on the clock cannot be repeated
@@ -130,7 +133,9 @@ class TrainConfig:
     lpips: str | None = None
     lambda_depth: float | None = None
     lambda_ssim: float | None = None
+    lambda_fine_ssim: float | None = None
     error_knee: float | None = None
+    join_mirrored: bool | None = None
     autoencoder: str | None = None
     latent_copies: int = 2
     schedule_seconds: float | None = None
@@ -153,6 +158,7 @@ class TrainConfig:
             ("schedule_seconds", self.schedule_seconds if self.schedule_seconds is not None else 1, 1),
             ("lambda_depth", self.lambda_depth if self.lambda_depth is not None else 0, 0),
             ("lambda_ssim", self.lambda_ssim if self.lambda_ssim is not None else 0, 0),
+            ("lambda_fine_ssim", self.lambda_fine_ssim if self.lambda_fine_ssim is not None else 0, 0),
             ("error_knee", self.error_knee if self.error_knee is not None else 0, 0),
             ("latent_copies", self.latent_copies, 1),
             ("sampling.num_inputs", sampling.num_inputs, 1),

@@ -87,6 +87,7 @@ def _lgm_task(network: LGM, config: TrainConfig) -> Task:
         "output_size": config.target_size,
         "lambda_depth": config.lambda_depth if config.use_depth else 0.0,
         "lambda_ssim": config.lambda_ssim,
+        "lambda_fine_ssim": config.lambda_fine_ssim,
         "error_knee": config.error_knee,
     }
     params = _replaced(params, changes)
@@ -104,7 +105,9 @@ def _gamba_task(network: Gamba, config: TrainConfig) -> Task:
     changes: dict[str, Any] = {
         "output_size": config.target_size,
         "lambda_ssim": config.lambda_ssim,
+        "lambda_fine_ssim": config.lambda_fine_ssim,
         "error_knee": config.error_knee,
+        "join_mirrored": config.join_mirrored,
     }
     params = _replaced(params, changes)
     target_size = params.output_size if config.input_size is not None else None

@@ -8,15 +8,13 @@ code lacks, is an option.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from maquette.cameras import Cameras
 from maquette.errors import InvalidInputError
-from maquette.gaussians import Gaussians
-from maquette.models.gamba.inputs import answer_to_world, move_cameras, network_inputs
+from maquette.models.gamba.answer import Network, answer
+from maquette.models.gamba.inputs import answer_to_world, move_cameras
 from maquette.models.gamba.params import GambaParams
 from maquette.models.gamba.radial import radial_mask_loss
 from maquette.nn.lpips import LPIPS
@@ -41,7 +39,7 @@ class GambaObjective:
 
     def __call__(
         self,
-        network: Callable[[Tensor, Tensor], Gaussians],
+        network: Network,
         inputs: Views,
         targets: Views,
         generator: torch.Generator,
@@ -50,7 +48,7 @@ class GambaObjective:
         """Evaluates the objective on a batch.
 
         Args:
-            network: maps `[B, 9 or 10, S, S]` and `[B, 3, E, E]` to Gaussians `[B, N]`.
+            network: see there; with `params.join_mirrored` it answers to twice as many pictures.
             inputs: views `[B, V]`, one of which the network sees: in training a random one of each object, otherwise
                 the first.
             targets: the supervised views, `[B, V]`.
@@ -67,7 +65,8 @@ class GambaObjective:
         view = _one_view(inputs, params.first_view_prob, generator if training else None)
         transform = answer_to_world(view.cameras, params.world, params.camera_radius)
         seen_from = move_cameras(view.cameras, transform)
-        gaussians = network(*network_inputs(view.composited(), seen_from, params, view.images[:, 3:]))
+        seen = torch.cat([view.composited(), view.images[:, 3:].float()], dim=1)
+        gaussians = answer(network, seen, seen_from, params)
         targets = dataclasses.replace(targets, cameras=move_cameras(targets.cameras, transform[:, None]))
         backgrounds = draw_backgrounds(targets, params.random_background_prob if training else 0.0, generator)
         compared = RenderedLoss.of(params, self.lpips)(gaussians, targets, targets.cameras, backgrounds)

@@ -69,6 +69,7 @@ class GambaParams:
             training; it lightens half-transparent edges.
         lambda_lpips: weight of LPIPS, when its weights are given.
         lambda_ssim: weight of the multi-scale SSIM term that stands in for LPIPS otherwise.
+        lambda_fine_ssim: weight of a term of SSIM at full resolution; the official code has none.
         error_knee: mean squared error of a view from which on errors count by their logarithm, as in PSNR; 0, as in the
             official code, counts all alike.
         lambda_radial: weight of the paper's radial mask loss; the official code has none.
@@ -114,6 +115,7 @@ class GambaParams:
     composite_twice: bool = True
     lambda_lpips: float = 0.5
     lambda_ssim: float = 0.5
+    lambda_fine_ssim: float = 0.0
     error_knee: float = 0.0
     lambda_radial: float = 0.0
     random_background_prob: float = 0.0
@@ -143,7 +145,7 @@ class GambaParams:
                 raise InvalidInputError(f"{self.name}: {field} must lie in 0..1, got {value}")
         if not 0.0 < self.initial_opacity < 1.0:
             raise InvalidInputError(f"{self.name}: initial_opacity must lie inside 0..1, got {self.initial_opacity}")
-        for field in ("lambda_lpips", "lambda_ssim", "error_knee", "lambda_radial", "depth_spread"):
+        for field in ("lambda_lpips", "lambda_ssim", "lambda_fine_ssim", "error_knee", "lambda_radial", "depth_spread"):
             if not getattr(self, field) >= 0.0:
                 raise InvalidInputError(f"{self.name}: {field} must be at least 0, got {getattr(self, field)}")
         if self.position_mode == "ray" and not self.depth_spread < self.depth_limit:

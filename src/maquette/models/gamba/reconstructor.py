@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 from torch import Tensor
 
 from maquette.cameras import Cameras
 from maquette.errors import InvalidInputError
 from maquette.gaussians import Gaussians
+from maquette.models.gamba.answer import answer
 from maquette.models.gamba.inputs import (
     answer_to_world,
     front_cameras,
-    mirrored_gaussians,
     move_cameras,
     move_gaussians,
-    network_inputs,
 )
 from maquette.models.gamba.network import Gamba
 from maquette.nn.posed_images import resize_images, warn_about_cameras
@@ -71,24 +68,9 @@ class GambaReconstructor:
             seen = resize_images(seen.to(self.device).float(), params.input_size)
             seen = seen if lead else seen[None]
             seen_from = move_cameras(cameras, transform).to(self.device)
-            answer = self._joined_answer if params.join_mirrored else self._answer
-            gaussians = move_gaussians(answer(seen, seen_from), transform)
+            gaussians = move_gaussians(answer(self.network, seen, seen_from, params), transform)
         result = gaussians.map(Tensor.clone)  # usual tensors, not inference ones
         return result if lead else result[0]
-
-    def _answer(self, seen: Tensor, cameras: Cameras) -> Gaussians:
-        """Gaussians `[B, N]` of pictures `[B, 4, S, S]` on white, in the world in which the cameras stand in front."""
-        answer: Gaussians = self.network(*network_inputs(seen[:, :3], cameras, self.network.params, seen[:, 3:]))
-        return answer
-
-    def _joined_answer(self, seen: Tensor, cameras: Cameras) -> Gaussians:
-        """The same, together with the answer to the mirrored pictures, mirrored back: twice the Gaussians."""
-        both_cameras = Cameras.stack([cameras, cameras.mirrored()]).reshape(-1)
-        answer = self._answer(torch.cat([seen, seen.flip(-1)]), both_cameras)
-        straight, back = answer[: len(seen)], mirrored_gaussians(answer[len(seen) :])
-        joined = Gaussians.stack([straight, back]).map(lambda value: value.transpose(0, 1).flatten(1, 2))
-        # Two in one place let as much light through as one did: (1 - opacity)^(1/2) each.
-        return dataclasses.replace(joined, opacities=1 - (1 - joined.opacities).clamp_min(0).sqrt())
 
     def picture(self, image: Tensor) -> Gaussians:
         """Gaussians `[N]` of one picture, seen from the front at the object's height, as the official code assumes.

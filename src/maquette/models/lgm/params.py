@@ -52,6 +52,7 @@ class LGMParams:
             training; it lightens half-transparent edges.
         lambda_lpips: weight of LPIPS, when its weights are given.
         lambda_ssim: weight of the multi-scale SSIM term that stands in for LPIPS otherwise.
+        lambda_fine_ssim: weight of a term of SSIM at full resolution; the official code has none.
         lambda_depth: weight of the distance along z between each Gaussian and the true surface of its cell; needs
             data with depth. 0 in the official presets, which know pictures only.
         error_knee: mean squared error of a view from which on errors count by their logarithm, as in PSNR; 0, as in the
@@ -87,6 +88,7 @@ class LGMParams:
     composite_twice: bool = True
     lambda_lpips: float = 1.0
     lambda_ssim: float = 0.5
+    lambda_fine_ssim: float = 0.0
     lambda_depth: float = 0.0
     error_knee: float = 0.0
     grid_distortion_prob: float = 0.5
@@ -123,7 +125,7 @@ class LGMParams:
             value = getattr(self, field)
             if not 0.0 <= value <= 1.0:
                 raise InvalidInputError(f"{self.name}: {field} must lie in 0..1, got {value}")
-        for field in ("lambda_lpips", "lambda_ssim", "lambda_depth", "error_knee"):
+        for field in ("lambda_lpips", "lambda_ssim", "lambda_fine_ssim", "lambda_depth", "error_knee"):
             if not getattr(self, field) >= 0.0:
                 raise InvalidInputError(f"{self.name}: {field} must be at least 0, got {getattr(self, field)}")
 
