@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RasterArgs:
-    """Times the Gaussian rasterizer beside other backends that are installed (gsplat on a GPU)."""
+    """Times the Gaussian rasterizer beside gsplat and the official one where installed, on made and real scenes."""
 
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """Where to measure; auto takes the GPU when there is one."""
@@ -53,14 +53,14 @@ def _device(wanted: str) -> torch.device:
 
 def run_raster(args: RasterArgs) -> int:
     """Measures, prints the table and writes the report."""
-    from maquette.raster.bench import CPU_SCENES, GPU_SCENES, bench_scene
+    from maquette.raster.bench import bench_machine
     from maquette.raster.bench_report import machine, markdown, write_report
 
     device = _device(args.device)
-    results = [bench_scene(scene, device) for scene in (GPU_SCENES if device.type == "cuda" else CPU_SCENES)]
+    results, notes = bench_machine(device)
     where = machine(device, args.commit)
-    print(markdown(results, where))
-    for path in write_report(results, where, args.output, f"raster_{device.type}"):
+    print(markdown(results, where, notes))
+    for path in write_report(results, where, args.output, f"raster_{device.type}", notes):
         print(path)
     return 0
 
