@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from maquette.raster.bench import CPU_SCENES, GPU_SCENES, bench_scene
+from maquette.raster.bench import bench_machine
 from maquette.raster.bench_report import machine, markdown, write_report
 
 
@@ -18,11 +18,10 @@ def main() -> None:
     parser.add_argument("--commit")
     args = parser.parse_args()
     device = torch.device(args.device, 0) if args.device == "cuda" else torch.device("cpu")
-    scenes = GPU_SCENES if args.device == "cuda" else CPU_SCENES
-    results = [bench_scene(scene, device) for scene in scenes]
+    results, notes = bench_machine(device)
     where = machine(device, args.commit)
-    print(markdown(results, where))
-    write_report(results, where, args.output, f"raster_{args.device}")
+    print(markdown(results, where, notes))
+    write_report(results, where, args.output, f"raster_{args.device}", notes)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from maquette.contact_sheet import SheetRow, contact_sheet
 from maquette.evaluation.metrics import psnr
 from maquette.gaussians import Gaussians
 from maquette.raster import render_gaussians
-from maquette.raster.bench import BenchScene, make_scene
+from maquette.raster.bench_scenes import BenchScene, make_scene
 
 SMALL, LARGE, SHOWN = 32, 1024, 512
 AZIMUTH, ELEVATION = 35.0, 20.0

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from maquette.errors import InvalidInputError, MissingDependencyError, UnsupportedError
 from maquette.raster import nvrtc
-from maquette.raster.bench import BenchScene, bench_scene, make_scene
-from maquette.raster.bench_report import draw, machine, markdown, write_report
 from raster_scenes import NAMES, Scene, surface_scene
 
 SOURCES = sorted(path.name for path in Path(nvrtc.__file__).parent.glob("*.cu"))
@@ -126,30 +124,6 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_cpu_tensors_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="cpu"):
         surface_scene(views=1, count=5).render("cuda")
-
-
-# --- benchmark -------------------------------------------------------------------------------------------------------
-
-
-def test_bench_scene_is_fixed() -> None:
-    scene = BenchScene("tiny", 2, 3, 50, 32, 0.02)
-    gaussians, cameras = make_scene(scene, torch.device("cpu"))
-    again, _ = make_scene(scene, torch.device("cpu"))
-    assert gaussians.means.shape == (2, 50, 3) and cameras.batch_shape == (2, 3)
-    assert torch.equal(gaussians.scales, again.scales)
-    gaussians.check_values()
-
-
-def test_bench_measures_and_reports(tmp_path: Path) -> None:
-    device = torch.device("cpu")
-    result = bench_scene(BenchScene("tiny", 1, 1, 60, 32, 0.03), device, runs=2)
-    assert [m.backend for m in result.measurements] == ["cpu", "reference"]
-    assert result.mean_color_difference is not None and result.mean_color_difference < 1e-4
-    assert max(result.gradient_differences.values()) < 1e-2
-    where = machine(device, "abc")
-    paths = write_report([result], where, tmp_path, "raster_cpu")
-    assert [path.suffix for path in paths] == [".json", ".md", ".png"] and all(p.stat().st_size > 0 for p in paths)
-    assert "tiny" in markdown([result], where) and draw([result], where).width > 300
 
 
 # --- on the GPU ------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from maquette.raster import cuda, cuda_bins
-from maquette.raster.bench import GPU_SCENES, BenchScene, make_scene
+from maquette.raster.bench_scenes import GPU_SCENES, BenchScene, make_scene
 
 CALLS = 12
 

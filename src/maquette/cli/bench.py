@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RasterArgs:
-    """Times the Gaussian rasterizer beside other backends that are installed (gsplat on a GPU)."""
+    """Times the Gaussian rasterizer beside gsplat and the official one where installed, on made and real scenes."""
 
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """Where to measure; auto takes the GPU when there is one."""
@@ -53,14 +53,14 @@ def _device(wanted: str) -> torch.device:
 
 def run_raster(args: RasterArgs) -> int:
     """Measures, prints the table and writes the report."""
-    from maquette.raster.bench import CPU_SCENES, GPU_SCENES, bench_scene
+    from maquette.raster.bench import bench_machine
     from maquette.raster.bench_report import machine, markdown, write_report
 
     device = _device(args.device)
-    results = [bench_scene(scene, device) for scene in (GPU_SCENES if device.type == "cuda" else CPU_SCENES)]
+    results, notes = bench_machine(device)
     where = machine(device, args.commit)
-    print(markdown(results, where))
-    for path in write_report(results, where, args.output, f"raster_{device.type}"):
+    print(markdown(results, where, notes))
+    for path in write_report(results, where, args.output, f"raster_{device.type}", notes):
         print(path)
     return 0
 
@@ -78,6 +78,37 @@ def run_scan(args: ScanArgs) -> int:
     where = machine(device, args.commit)
     print(markdown(results, where))
     for path in write_report(results, where, args.output, f"scan_{device.type}"):
+        print(path)
+    return 0
+
+
+@dataclass(frozen=True)
+class StepArgs:
+    """Times one training step of an official LGM, random weights, stage by stage, and the rasterizer's share of it."""
+
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """Where to measure; auto takes the GPU when there is one."""
+    model: Literal["lgm-big", "lgm-small", "lgm-tiny"] = "lgm-big"
+    """Which; lgm-big with eight objects needs a GPU of 80 GB."""
+    batch_size: int = 8
+    """Objects in a step."""
+    output: Annotated[Path, arg(aliases=["-o"], metavar="DIR")] = Path("benchmarks/results")
+    """Folder for step_cuda.{json,md} or step_cpu.{json,md}."""
+    commit: str | None = None
+    """Commit to report when the sources are no git checkout."""
+
+
+def run_step(args: StepArgs) -> int:
+    """Measures, prints the table and writes the report."""
+    from maquette.raster.bench_report import machine
+    from maquette.training.bench import bench_step, markdown, recipe_of, write_report
+
+    device = _device(args.device)
+    params, config = recipe_of(args.model, args.batch_size)
+    results, notes = bench_step(device, params, config)
+    where = machine(device, args.commit)
+    print(markdown(results, where, params, config, notes))
+    for path in write_report(results, where, params, config, args.output, f"step_{device.type}", notes):
         print(path)
     return 0
 
@@ -153,6 +184,7 @@ def run_gamba(args: GambaArgs) -> int:
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "raster": (RasterArgs, run_raster),
+    "step": (StepArgs, run_step),
     "scan": (ScanArgs, run_scan),
     "gamba": (GambaArgs, run_gamba),
     "generate": (GenerateArgs, run_generate),

@@ -16,9 +16,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from maquette import __version__
 from maquette.io.atomic import atomic_path, atomic_write_text
-from maquette.raster.bench import Measurement, SceneResult
+from maquette.raster.bench import Agreement, Measurement, SceneResult
 
-FORMAT = "maquette-bench-raster/1"
+FORMAT = "maquette-bench-raster/2"
 COLORS = ("#2f6f4f", "#b0b7bd")
 BAR_HEIGHT, GAP, LABEL_WIDTH, PLOT_WIDTH, MARGIN = 22, 26, 330, 520, 24
 
@@ -42,23 +42,31 @@ def machine(device: torch.device, commit: str | None = None) -> dict[str, str]:
     }
 
 
-def write_report(results: Sequence[SceneResult], where: dict[str, str], folder: Path, name: str) -> list[Path]:
+def write_report(
+    results: Sequence[SceneResult], where: dict[str, str], folder: Path, name: str, notes: Sequence[str] = ()
+) -> list[Path]:
     """Writes `name`.json, .md and .png into `folder` and returns their paths."""
     paths = [folder / f"{name}{suffix}" for suffix in (".json", ".md", ".png")]
     document = {
         "format": FORMAT,
         "machine": where,
-        "scenes": [dataclasses.asdict(result) | {"speedup": result.speedup()} for result in results],
+        "scenes": [
+            dataclasses.asdict(result) | {"speedup": result.speedup(), "official_speedup": _official_speedup(result)}
+            for result in results
+        ],
+        "notes": list(notes),
     }
     atomic_write_text(paths[0], json.dumps(document, indent=2) + "\n")
-    atomic_write_text(paths[1], markdown(results, where))
+    atomic_write_text(paths[1], markdown(results, where, notes))
     with atomic_path(paths[2]) as temporary:
         draw(results, where).save(temporary, format="PNG", optimize=True)
     return paths
 
 
-def markdown(results: Sequence[SceneResult], where: dict[str, str]) -> str:
-    """The results as a table, with the machine above and the agreement below it."""
+def markdown(results: Sequence[SceneResult], where: dict[str, str], notes: Sequence[str] = ()) -> str:
+    """The results as a table, with the machine above, and agreement and notes below it."""
+    official = any(result.official_ms() is not None for result in results)
+    extra, line = (" beside the official loop |", "---:|") if official else ("", "")
     lines = [
         "# Gaussian rasterizer: speed and memory",
         "",
@@ -66,33 +74,51 @@ def markdown(results: Sequence[SceneResult], where: dict[str, str]) -> str:
         f"maquette {where['maquette']}, commit {where['commit']}, {where['date']}.",
         "",
         "Milliseconds are medians of direct calls of each backend. Forward renders colour, depth and alpha; with "
-        "gradients adds those of all five tensors of the Gaussians. The speed compares times with gradients.",
+        "gradients adds those of all five tensors of the Gaussians. The speed compares times with gradients with the "
+        "second backend of the scene.",
         "",
-        "| scene | backend | forward ms | with gradients ms | speed | peak MiB |",
-        "|---|---|---:|---:|---:|---:|",
+        f"| scene | backend | forward ms | with gradients ms | speed |{extra} peak MiB |",
+        f"|---|---|---:|---:|---:|{line}---:|",
     ]
     for result in results:
-        lines += [_row(result, measurement) for measurement in result.measurements]
-    agreements = [_agreement(result) for result in results if result.mean_color_difference is not None]
+        lines += [_row(result, measurement, official) for measurement in result.measurements]
+    agreements = [_agreement(result, agreement) for result in results for agreement in result.agreements]
     if agreements:
-        lines += ["", "Agreement of the first two backends:", "", *agreements]
-    return "\n".join(lines) + "\n"
+        lines += ["", "Agreement of the others with ours:", "", *agreements]
+    if notes:
+        lines += ["", *(f"{note}\n" for note in notes)]
+    return "\n".join(lines).rstrip() + "\n"
 
 
-def _row(result: SceneResult, measurement: Measurement) -> str:
-    slowest = result.measurements[-1].total_ms
-    peak = "" if measurement.peak_mib is None else f"{measurement.peak_mib:,.0f}"
+def _row(result: SceneResult, measurement: Measurement, official: bool) -> str:
+    compared = result.measurements[1].total_ms if len(result.measurements) > 1 else None
+    cells = [
+        result.scene.title,
+        measurement.backend,
+        f"{measurement.forward_ms:.2f}",
+        f"{measurement.total_ms:.2f}",
+        _times(compared, measurement),
+        *([_times(result.official_ms(), measurement)] if official else []),
+        "" if measurement.peak_mib is None else f"{measurement.peak_mib:,.0f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _times(other_ms: float | None, measurement: Measurement) -> str:
+    return "" if other_ms is None else f"{other_ms / measurement.total_ms:.2f}x"
+
+
+def _official_speedup(result: SceneResult) -> float | None:
+    other = result.official_ms()
+    return None if other is None else other / result.measurements[0].total_ms
+
+
+def _agreement(result: SceneResult, agreement: Agreement) -> str:
+    gradients = ", ".join(f"{name} {value:.1e}" for name, value in agreement.gradient_differences.items())
     return (
-        f"| {result.scene.title} | {measurement.backend} | {measurement.forward_ms:.2f} | {measurement.total_ms:.2f} "
-        f"| {slowest / measurement.total_ms:.2f}x | {peak} |"
-    )
-
-
-def _agreement(result: SceneResult) -> str:
-    gradients = ", ".join(f"{name} {value:.1e}" for name, value in result.gradient_differences.items())
-    return (
-        f"- {result.scene.name}: colour {result.mean_color_difference:.1e} mean, {result.max_color_difference:.1e} "
-        f"largest difference; gradients relative by norm: {gradients}"
+        f"- {result.scene.name}, {agreement.backend}: colour {agreement.mean_color_difference:.1e} mean, "
+        f"{agreement.max_color_difference:.1e} largest difference"
+        + (f"; gradients relative by norm: {gradients}" if gradients else "")
     )
 
 
