@@ -73,9 +73,9 @@ class StepCase:
 
 
 CASES = (
-    StepCase("Gaussians as of a trained model", True, False),
-    StepCase("the same, weights channels last", True, True),
-    StepCase("Gaussians of random weights", False, False),
+    StepCase("trained model's Gaussians", True, False),
+    StepCase("trained model's Gaussians, channels-last weights", True, True),
+    StepCase("random weights' Gaussians", False, False),
 )
 
 
