@@ -194,15 +194,19 @@ def test_cpu_projection_rounds_as_the_official_one(name: str) -> None:
 @pytest.mark.parametrize("name", ["plain", "soft", "odd"])
 @pytest.mark.parametrize("backend", ALL_BACKENDS)
 def test_blending_golden(backend: str, name: str) -> None:
-    """1e-5 in every pixel, gradients 1e-4 of the largest entry; see the two exceptions."""
+    """1e-5 in every pixel, gradients 1e-4 of the largest entry; see the exceptions."""
     item = golden(name)
     scene = item.scene.to(device_of(backend))
+    exact, _ = item.scene.to(torch.float64).gradients("reference", [value.double() for value in item.upstream])
     outputs, gradients = scene.gradients(backend, item.upstream)
     flipped = ((outputs[2].cpu() - item.outputs[2]).abs() > 1e-5)[0, 0]
     # In "plain" one official contribution lies 7e-7 under 1/255. Only the CPU backend rounds as the official one does.
     assert flipped.sum() <= (0 if backend == "cpu" else 1)
-    for got, expected in zip(outputs, item.outputs, strict=True):
-        assert_images_close(got, expected, atol=1e-5, flips=1e-3 if flipped.any() else 0.0)
+    for got, expected, truth in zip(outputs, item.outputs, exact, strict=True):
+        # In "odd" the official float32 depth is itself 1.2e-5 off the float64 one: nearer to that is right as well.
+        got, expected = got.double().cpu(), expected.double()
+        nearer = (got - truth).abs() < (expected - truth).abs()
+        assert_images_close(torch.where(nearer, expected, got), expected, atol=1e-5, flips=1e-3 if flipped.any() else 0)
     # In "odd" there is a needle whose official float32 gradient is itself 2.6e-4 off the float64 one.
     needle = item.scene.values[2][0].amax(-1) > 50 * item.scene.values[2][0].amin(-1).clamp_min(1e-3)
     exceptions = needle | _reaches(item, flipped)

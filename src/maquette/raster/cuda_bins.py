@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -183,16 +184,40 @@ def _try_bin(
     return Bins(records, slots, num_visible, pairs, starts, cursors)
 
 
-def _copy_to_host(values: Tensor) -> Callable[[], list[int]]:
+class _Landing:
+    """Page-locked memory for a few numbers of the GPU, and the event of their arrival."""
+
+    def __init__(self, count: int) -> None:
+        self.numbers = torch.empty(count, dtype=torch.int64, pin_memory=True)
+        new_event: Callable[[], torch.cuda.Event] = torch.cuda.Event
+        self.arrived = new_event()
+
+
+class _LandingsOfThread(threading.local):
+    """One per device, kept: a thread reads the numbers of a call before its next one."""
+
+    def __init__(self) -> None:
+        self._landings: dict[int | None, _Landing] = {}
+
+    def on(self, device: torch.device) -> _Landing:
+        landing = self._landings.get(device.index)
+        if landing is None:
+            landing = self._landings[device.index] = _Landing(_TOTALS)
+        return landing
+
+
+_LANDINGS = _LandingsOfThread()
+
+
+def _copy_to_host(totals: Tensor) -> Callable[[], list[int]]:
     """Starts a copy behind the work of the current stream; what is returned waits for it and gives the numbers."""
-    copy = values.to("cpu", non_blocking=True)
-    new_event: Callable[[], torch.cuda.Event] = torch.cuda.Event
-    arrived = new_event()
-    arrived.record()
+    landing = _LANDINGS.on(totals.device)
+    landing.numbers.copy_(totals, non_blocking=True)
+    landing.arrived.record()
 
     def wait() -> list[int]:
-        arrived.synchronize()
-        numbers: list[int] = copy.tolist()
+        landing.arrived.synchronize()
+        numbers: list[int] = landing.numbers.tolist()
         return numbers
 
     return wait

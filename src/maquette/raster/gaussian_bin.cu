@@ -4,6 +4,7 @@
 
 namespace {
 
+constexpr int AT_ONCE = 4;         // pairs that a thread of write_pairs waits for together
 constexpr float CULL_SLACK = 0.02f;  // in log2(alpha): culling errs on the side of keeping
 
 // A float whose products and sums the compiler must not fuse: counting and writing must agree on every tile.
@@ -138,16 +139,19 @@ __device__ __forceinline__ uint2 pack_tiles(const Footprint& f, u32 reached, Gri
     return make_uint2((u32)(f.y0 * grid.tiles_x + f.x0) | (width - 1) << 26, reached);
 }
 
-// Calls visit(tile of the view) for the tiles of a Gaussian that are not LARGE_RECTANGLE.
-template <class Visit>
-__device__ __forceinline__ void for_each_packed_tile(uint2 tiles, Grid grid, Visit visit) {
-    const u32 first = tiles.x & 0x3ffffffu, width = ((tiles.x >> 26) & 31) + 1;
-    const u32 inverse = (65535 + width) / width;  // (i * inverse) >> 16 is i / width for i < 32
-    for (u32 rest = tiles.y; rest; rest &= rest - 1) {
-        const u32 within = __ffs(rest) - 1, row = (within * inverse) >> 16;
-        visit(first + row * grid.tiles_x + (within - row * width));
+// What the bits of packed tiles stand for.
+struct PackedTiles {
+    u32 first, width, inverse, tiles_x;
+    __device__ __forceinline__ PackedTiles(uint2 tiles, Grid grid)
+        : first(tiles.x & 0x3ffffffu), width(((tiles.x >> 26) & 31) + 1), tiles_x(grid.tiles_x) {
+        inverse = (65535 + width) / width;  // (i * inverse) >> 16 is i / width for i < 32
     }
-}
+    // Tile of the view behind a bit.
+    __device__ __forceinline__ u32 tile(u32 bit) const {
+        const u32 row = (bit * inverse) >> 16;
+        return first + row * tiles_x + (bit - row * width);
+    }
+};
 
 // Zero times a finite number is zero; NaN and infinities survive the sum.
 __device__ __forceinline__ float finite_probe(float3 p) { return p.x * 0.0f + p.y * 0.0f + p.z * 0.0f; }
@@ -297,15 +301,27 @@ write_pairs(const float4* __restrict__ records, const uint2* __restrict__ tiles,
     const Grid grid = {width, height, (width + TILE - 1) / TILE, (height + TILE - 1) / TILE};
     const size_t g = (size_t)bv * count + n;
     const uint2 own = n < count ? tiles[g] : make_uint2(0, 0);
-    const auto write = [=](u32 tile, u32 index) {
-        const u32 place = atomicAdd(cursors + (size_t)bv * (grid.tiles_x * grid.tiles_y) + tile, 1u);
-        if (place < capacity) pairs[place] = index;
-    };
-    for_each_packed_tile(own, grid, [=](u32 tile) { write(tile, (u32)g); });
+    u32* const own_cursors = cursors + (size_t)bv * (grid.tiles_x * grid.tiles_y);
+    const PackedTiles tiles_of(own, grid);
+    for (u32 rest = own.y; rest;) {
+        u32 places[AT_ONCE];
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; ++i) {
+            places[i] = NO_SLOT;
+            if (rest) places[i] = atomicAdd(own_cursors + tiles_of.tile(__ffs(rest) - 1), 1u);
+            rest &= rest - 1;
+        }
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; ++i)
+            if (places[i] < capacity) pairs[places[i]] = (u32)g;
+    }
     const bool large = own.x & LARGE_RECTANGLE;
     if (!__any_sync(FULL_WARP, large)) return;
     Footprint f = {};
     if (large) f = footprint(__ldg(records + 2 * g), __ldg(records + 2 * g + 1), grid);
     f.payload = (u32)g;
-    for_each_tile(large, f, grid, [=](u32 tile, u32, u32 index) { write(tile, index); });
+    for_each_tile(large, f, grid, [=](u32 tile, u32, u32 index) {
+        const u32 place = atomicAdd(own_cursors + tile, 1u);
+        if (place < capacity) pairs[place] = index;
+    });
 }
