@@ -35,6 +35,8 @@ _PROJECT_THREADS = 256
 _SEGMENT_THREADS = 1024
 _RECORD_FLOATS = 8
 _TOTALS = 5
+_COPIES = 16
+"""Counters of each tile; as in gaussian_bin.cu."""
 _SORT_BLOCKS = 512
 
 _NUM_PAIRS: dict[tuple[int | None, Shape], int] = {}
@@ -148,15 +150,16 @@ def _try_bin(
     depths = torch.empty(shape.records, dtype=torch.int32, device=device)
     slots = torch.empty_like(depths) if differentiable else None
     tiles = torch.empty(shape.records, dtype=torch.int64, device=device)  # of each Gaussian, packed
-    # 64-bit totals, then segment starts and write cursors; the cursors begin as counts.
-    workspace = torch.zeros(2 * _TOTALS + 2 * shape.tiles, dtype=torch.int32, device=device)
-    totals, starts, cursors = workspace.split_with_sizes((2 * _TOTALS, shape.tiles, shape.tiles))
-    lists = torch.empty(3, shape.tiles, dtype=torch.int32, device=device)
-    medium, large, scratch_starts = lists  # medium and large tiles, starts in the scratch space of large ones
+    # 64-bit totals, then write cursors, several for each tile; the cursors begin as counts.
+    workspace = torch.zeros(2 * _TOTALS + _COPIES * shape.tiles, dtype=torch.int32, device=device)
+    totals, cursors = workspace.split_with_sizes((2 * _TOTALS, _COPIES * shape.tiles))
+    ends = cursors[-shape.tiles :]  # where the last cursor of each tile stops
+    lists = torch.empty(4, shape.tiles, dtype=torch.int32, device=device)
+    starts, medium, large, scratch_starts = lists  # medium and large tiles, starts in the scratch space of large ones
     blocks_per_view = math.ceil(shape.count / _PROJECT_THREADS)
     grid, image = shape.images * blocks_per_view, (shape.width, shape.height)
     outputs = (records, depths, slots, tiles, cursors, totals)
-    sizes = (shape.count, shape.views, blocks_per_view, *image)
+    sizes = (shape.count, shape.views, blocks_per_view, shape.tiles, *image)
     settings = (shape.image_width, shape.image_height, int(antialiased), scale_modifier)
     probed = gaussians if gaussians[4].ndim == 3 else (*gaussians[:4], gaussians[0])  # colours of views are not probed
     project = kernels["project_and_count"]
@@ -167,9 +170,9 @@ def _try_bin(
     wait_for_totals = _copy_to_host(totals.view(torch.int64))
     capacity = _checked(wait_for_totals()[0]) if expected_pairs is None else expected_pairs + expected_pairs // 8
     pairs = torch.empty(min(capacity, MAX_INDEX), dtype=torch.int32, device=device)
-    pair_arguments = (records, tiles, cursors, pairs, pairs.numel(), shape.count, blocks_per_view, *image)
+    pair_arguments = (records, tiles, cursors, pairs, pairs.numel(), shape.count, blocks_per_view, shape.tiles, *image)
     launch(kernels["write_pairs"], grid, _PROJECT_THREADS, *pair_arguments, stream=stream)
-    _sort(pairs, depths, (starts, cursors), medium, totals, stream)
+    _sort(pairs, depths, (starts, ends), medium, totals, stream)
     num_pairs, _, num_large, large_pairs, num_visible = wait_for_totals()
     if len(_NUM_PAIRS) >= _MAX_SHAPES:
         _NUM_PAIRS.clear()
@@ -179,9 +182,9 @@ def _try_bin(
     if num_large:
         kernel = load_kernels("gaussian_sort.cu", ("sort_large",))["sort_large"]
         scratch = torch.empty(large_pairs, dtype=torch.int64, device=device)
-        arguments = (pairs, scratch, depths, starts, cursors, large, scratch_starts)
+        arguments = (pairs, scratch, depths, starts, ends, large, scratch_starts)
         launch(kernel, num_large, 1024, *arguments, stream=stream)
-    return Bins(records, slots, num_visible, pairs, starts, cursors)
+    return Bins(records, slots, num_visible, pairs, starts, ends)
 
 
 class _Landing:

@@ -4,7 +4,8 @@
 
 namespace {
 
-constexpr int AT_ONCE = 4;         // pairs that a thread of write_pairs waits for together
+// Atomics on one address wait for each other, so every tile has several counters, which the blocks take turns with.
+constexpr u32 COPIES = 16;  // as in cuda_bins.py
 constexpr float CULL_SLACK = 0.02f;  // in log2(alpha): culling errs on the side of keeping
 
 // A float whose products and sums the compiler must not fuse: counting and writing must agree on every tile.
@@ -207,8 +208,8 @@ project_and_count(const float* __restrict__ means, const float4* __restrict__ qu
                   const float* __restrict__ opacities, const float* __restrict__ colors,
                   const float4* __restrict__ world_to_camera, const float* __restrict__ intrinsics, float4* records,
                   u32* depths, u32* slots, uint2* tiles, u32* counts, u64* totals, int count, int views,
-                  int blocks_per_view, int width, int height, int image_width, int image_height, int antialiased,
-                  float scale_modifier) {
+                  int blocks_per_view, int tiles_of_all, int width, int height, int image_width, int image_height,
+                  int antialiased, float scale_modifier) {
     __shared__ u32 reached[256];
     const int bv = blockIdx.x / blocks_per_view;
     const int n = (blockIdx.x - bv * blocks_per_view) * 256 + threadIdx.x;
@@ -253,7 +254,7 @@ project_and_count(const float* __restrict__ means, const float4* __restrict__ qu
         const u32 slot = take_slot(visible, totals + 4);
         if (n < count) slots[g] = visible ? slot : NO_SLOT;
     }
-    counts += (size_t)bv * (grid.tiles_x * grid.tiles_y);
+    counts += (size_t)(blockIdx.x % COPIES) * tiles_of_all + (size_t)bv * (grid.tiles_x * grid.tiles_y);
     f.payload = threadIdx.x;
     reached[threadIdx.x] = 0;
     __syncwarp();
@@ -274,14 +275,24 @@ allocate_segments(u32* cursors, u32* starts, u64* totals, int* medium_tiles, int
                   int tiles, u32 medium, u32 large) {
     __shared__ u32 base;
     const int tile = blockIdx.x * 1024 + threadIdx.x;
-    const u32 pairs = tile < tiles ? cursors[tile] : 0;
+    u32 counts[COPIES], pairs = 0;
+#pragma unroll
+    for (u32 i = 0; i < COPIES; ++i) {
+        counts[i] = tile < tiles ? cursors[i * (size_t)tiles + tile] : 0;
+        pairs += counts[i];
+    }
     u32 total;
     const u32 before = block_prefix(pairs, &total);
     if (threadIdx.x == 0) base = (u32)atomicAdd(totals, (u64)total);
     __syncthreads();
     if (tile >= tiles) return;
     starts[tile] = base + before;
-    cursors[tile] = base + before;
+    u32 next = base + before;
+#pragma unroll
+    for (u32 i = 0; i < COPIES; ++i) {
+        cursors[i * (size_t)tiles + tile] = next;
+        next += counts[i];
+    }
     if (pairs > large) {
         const int slot = (int)atomicAdd(totals + 2, 1ull);
         large_tiles[slot] = tile;
@@ -295,33 +306,23 @@ allocate_segments(u32* cursors, u32* starts, u64* totals, int* medium_tiles, int
 // lies behind `capacity` is left out: the host then sees that there are more pairs, and begins again.
 extern "C" __global__ void __launch_bounds__(256)
 write_pairs(const float4* __restrict__ records, const uint2* __restrict__ tiles, u32* cursors, u32* pairs, u32 capacity,
-            int count, int blocks_per_view, int width, int height) {
+            int count, int blocks_per_view, int tiles_of_all, int width, int height) {
     const int bv = blockIdx.x / blocks_per_view;
     const int n = (blockIdx.x - bv * blocks_per_view) * 256 + threadIdx.x;
     const Grid grid = {width, height, (width + TILE - 1) / TILE, (height + TILE - 1) / TILE};
     const size_t g = (size_t)bv * count + n;
     const uint2 own = n < count ? tiles[g] : make_uint2(0, 0);
-    u32* const own_cursors = cursors + (size_t)bv * (grid.tiles_x * grid.tiles_y);
-    const PackedTiles tiles_of(own, grid);
-    for (u32 rest = own.y; rest;) {
-        u32 places[AT_ONCE];
-#pragma unroll
-        for (int i = 0; i < AT_ONCE; ++i) {
-            places[i] = NO_SLOT;
-            if (rest) places[i] = atomicAdd(own_cursors + tiles_of.tile(__ffs(rest) - 1), 1u);
-            rest &= rest - 1;
-        }
-#pragma unroll
-        for (int i = 0; i < AT_ONCE; ++i)
-            if (places[i] < capacity) pairs[places[i]] = (u32)g;
-    }
+    cursors += (size_t)(blockIdx.x % COPIES) * tiles_of_all + (size_t)bv * (grid.tiles_x * grid.tiles_y);
+    const auto write = [=](u32 tile, u32 index) {
+        const u32 place = atomicAdd(cursors + tile, 1u);
+        if (place < capacity) pairs[place] = index;
+    };
+    const PackedTiles packed(own, grid);
+    for (u32 rest = own.y; rest; rest &= rest - 1) write(packed.tile(__ffs(rest) - 1), (u32)g);
     const bool large = own.x & LARGE_RECTANGLE;
     if (!__any_sync(FULL_WARP, large)) return;
     Footprint f = {};
     if (large) f = footprint(__ldg(records + 2 * g), __ldg(records + 2 * g + 1), grid);
     f.payload = (u32)g;
-    for_each_tile(large, f, grid, [=](u32 tile, u32, u32 index) {
-        const u32 place = atomicAdd(own_cursors + tile, 1u);
-        if (place < capacity) pairs[place] = index;
-    });
+    for_each_tile(large, f, grid, [=](u32 tile, u32, u32 index) { write(tile, index); });
 }
