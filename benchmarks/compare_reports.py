@@ -35,7 +35,9 @@ def table(reports: list[dict[str, Any]]) -> str:
     ]
     for report in reports:
         mean, generator = report["mean"]["all"], report.get("generator")
-        way = f"{generator}, {report['model']}" if generator else str(report["model"])
+        weights = Path(report["weights"]).stem
+        model = report["model"] if weights == report["model"] else f"{report['model']} ({weights} weights)"
+        way = f"{generator}, {model}" if generator else model
         given = "front" if report["input_views"] == 1 else "four views"
         seconds = report["seconds"] / report["num_objects"]
         row = f"{mean['psnr']:.2f} | {mean['ssim']:.3f} | {mean['alpha_iou']:.3f} | {seconds:.2f}"
