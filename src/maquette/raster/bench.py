@@ -29,6 +29,7 @@ from maquette.raster.bench_scenes import (
 )
 
 GPU_RUNS, CPU_RUNS = 20, 5
+GPU_ROUNDS, CPU_ROUNDS = 5, 1
 GRADIENT_NAMES = ("means", "quats", "scales", "opacities", "colors")
 
 
@@ -128,7 +129,8 @@ def bench_scene(scene: BenchScene, device: torch.device, runs: int | None = None
     Args:
         scene: what to render.
         device: a CUDA device or the CPU.
-        runs: repetitions, of which the median counts; None for 20 on a GPU and 5 on a CPU.
+        runs: repetitions per round, whose median counts; None for 20 on a GPU and 5 on a CPU. On a GPU the backends
+            take turns in 5 rounds, so that what slows the machine for a while slows all of them.
 
     Raises:
         InvalidInputError: another kind of device.
@@ -143,11 +145,14 @@ def bench_gaussians(scene: BenchScene, gaussians: Gaussians, cameras: Cameras, r
     device = gaussians.device
     contenders = gpu_contenders(cameras) if device.type == "cuda" else cpu_contenders(cameras)
     runs = runs or (GPU_RUNS if device.type == "cuda" else CPU_RUNS)
+    times = _times(contenders, gaussians, runs)
     measurements: list[Measurement] = []
     agreements: list[Agreement] = []
     ours: tuple[tuple[Tensor, ...], list[Tensor]] | None = None
-    for contender in contenders:
-        measurements.append(_measure(contender, gaussians, device, runs))
+    for contender, (forward_ms, total_ms) in zip(contenders, times, strict=True):
+        middles = statistics.median(forward_ms), statistics.median(total_ms)
+        peak_mib = _peak_mib(contender, gaussians) if device.type == "cuda" else None
+        measurements.append(Measurement(contender.name, *middles, min(total_ms), peak_mib))
         result = _images_and_gradients(contender, gaussians, cameras)
         if ours is None:
             ours = result
@@ -178,7 +183,8 @@ def _inputs(gaussians: Gaussians) -> list[Tensor]:
     return [getattr(gaussians, name) for name in GRADIENT_NAMES]
 
 
-def _measure(contender: Contender, gaussians: Gaussians, device: torch.device, runs: int) -> Measurement:
+def _calls(contender: Contender, gaussians: Gaussians) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Rendering, and rendering with all gradients."""
     leaves = _leaves(gaussians)
     with torch.no_grad():
         upstream = [torch.rand_like(output) for output in contender.render(leaves)]
@@ -190,17 +196,29 @@ def _measure(contender: Contender, gaussians: Gaussians, device: torch.device, r
     def total() -> None:
         torch.autograd.grad(contender.render(leaves), _inputs(leaves), upstream)
 
-    time_runs = time_gpu if device.type == "cuda" else time_cpu
-    forward_ms, total_ms = time_runs(forward, runs), time_runs(total, runs)
-    peak_mib = None
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-        total()
-        peak_mib = torch.cuda.max_memory_allocated(device) / 2**20
-    return Measurement(
-        contender.name, statistics.median(forward_ms), statistics.median(total_ms), min(total_ms), peak_mib
-    )
+    return forward, total
+
+
+def _times(contenders: Sequence[Contender], gaussians: Gaussians, runs: int) -> list[tuple[list[float], list[float]]]:
+    """Milliseconds of both calls of every backend, which take turns."""
+    on_gpu = gaussians.device.type == "cuda"
+    time_runs, rounds = (time_gpu, GPU_ROUNDS) if on_gpu else (time_cpu, CPU_ROUNDS)
+    calls = [_calls(contender, gaussians) for contender in contenders]
+    times: list[tuple[list[float], list[float]]] = [([], []) for _ in calls]
+    for _ in range(rounds):
+        for (forward, total), (forward_ms, total_ms) in zip(calls, times, strict=True):
+            forward_ms += time_runs(forward, runs)
+            total_ms += time_runs(total, runs)
+    return times
+
+
+def _peak_mib(contender: Contender, gaussians: Gaussians) -> float:
+    """Largest amount of GPU memory that torch hands out at once in a call with gradients, the Gaussians included."""
+    _, total = _calls(contender, gaussians)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(gaussians.device)
+    total()
+    return torch.cuda.max_memory_allocated(gaussians.device) / 2**20
 
 
 def _images_and_gradients(
