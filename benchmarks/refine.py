@@ -82,6 +82,7 @@ def measure(
     carve_seconds, carve_cpu_seconds = time.perf_counter() - clock, time.process_time() - cpu_clock
     made = refine(first, maps, RefineOptions(steps=steps, edge_lengths=(0.02, 0.15)))
     seconds, cpu_seconds = time.perf_counter() - clock, time.process_time() - cpu_clock
+    print(f"{name}: {seconds:.1f} s, now measuring", file=sys.stderr, flush=True)
     if keep is not None:
         for role, mesh in (("before", start), ("carved", first), ("after", made)):
             write_mesh(keep / f"{name}-{role}.ply", mesh)
@@ -155,6 +156,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 clock = time.perf_counter()
                 refine(carved_mesh(maps, resolution=32), maps.to(args.device), RefineOptions(steps=30, flatten=3))
                 warm = time.perf_counter() - clock
+                print(f"compiled and tried in {warm:.0f} s", file=sys.stderr, flush=True)
             ball = field_mesh(lambda points: 0.5 - points.norm(dim=1), resolution=32)
             start = hull_mesh(maps) if args.start == "hull" else ball
             row = measure(asset.info.id, truth, start, maps.to(args.device), args.steps, args.meshes, not args.no_carve)

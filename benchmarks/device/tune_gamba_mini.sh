@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Trains gamba-mini on from its weights several times side by side, one GPU each, differently; the mean of the weights
-# (benchmarks/average_weights.py) generalises better than each. On machines that are lent in calls of ten minutes:
-#   STAGE=train benchmarks/device/soup_gamba_mini.sh "--seed 1" "--seed 2 --lr 7e-4" ...    renders, starts all of them
-#   STAGE=bring benchmarks/device/soup_gamba_mini.sh    after SLEEP seconds, the newest weights, a picture and logs of each
+# Trains gamba-mini on from its weights several times side by side, one GPU each, with the options given for each; the
+# validation split decides which to keep. On machines that are lent in calls of ten minutes:
+#   STAGE=train benchmarks/device/tune_gamba_mini.sh "--seed 1" "--seed 2 --lr 7e-4" ...    renders, starts all of them
+#   STAGE=bring benchmarks/device/tune_gamba_mini.sh    after SLEEP seconds, the newest weights and logs of each
 # Variables:
 #   FIRST_GPU                 number of the first run's GPU; the others follow
 #   RUN_SECONDS               training time: the cosine ends there
@@ -41,7 +41,7 @@ case "$STAGE" in
       tail -n 1 "$log" | tr '\r' '\n' | tail -n 1 | cut -c 1-240
       [ ! -f "$run.safetensors" ] || cp "$run.safetensors" "$OUT/"
     done
-    tar czf "$OUT/logs.tgz" -C "$WORK" --ignore-failed-read $(cd "$WORK" && ls run*.txt run*/log.jsonl run*/pictures/*.png 2>/dev/null | tail -n 40)
+    (cd "$WORK" && tar czf "$OUT/logs.tgz" run*.txt run*/log.jsonl)
     ;;
 esac
 echo "call took $(($(date +%s) - began)) s"
