@@ -122,8 +122,8 @@ def test_reports_are_compared_only_on_equal_terms(tmp_path: Path) -> None:
     data = painted()
     reports = []
     for name, way in (("front", from_front(ball, repeat_front, True)), ("ball", ball)):
-        facts = {"model": name, "generator": None, "input_views": 4, "split": "test", "device": "cpu"}
-        write_report(tmp_path / name, evaluate(way, data), facts)
+        facts = {"model": name, "weights": "ball.safetensors", "generator": None, "input_views": 4, "split": "test"}
+        write_report(tmp_path / name, evaluate(way, data), facts | {"device": "cpu"})
         reports.append(str(tmp_path / name / "report.json"))
     script = [
         sys.executable,
@@ -134,7 +134,9 @@ def test_reports_are_compared_only_on_equal_terms(tmp_path: Path) -> None:
     ]
     subprocess.run(script, check=True, capture_output=True)
     mean = json.loads(Path(reports[1]).read_text())["mean"]["all"]
-    assert f"| ball | four views | {mean['psnr']:.2f} | {mean['ssim']:.3f} |" in (tmp_path / "table.md").read_text()
+    table = (tmp_path / "table.md").read_text()
+    assert f"| ball | four views | {mean['psnr']:.2f} | {mean['ssim']:.3f} |" in table
+    assert "| front (ball weights) | four views |" in table
     other = json.loads(Path(reports[1]).read_text())
     other["objects"] = other["objects"][1:]
     Path(reports[1]).write_text(json.dumps(other))
