@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True)
@@ -39,24 +36,13 @@ class ScanArgs:
     """Commit to report when the sources are no git checkout."""
 
 
-def _device(wanted: str) -> torch.device:
-    import torch
-
-    from maquette.errors import UnsupportedError
-
-    has_gpu = torch.cuda.is_available()
-    if wanted == "cuda" and not has_gpu:
-        raise UnsupportedError("--device cuda needs an NVIDIA GPU and a CUDA build of torch: try --device cpu")
-    on_gpu = has_gpu if wanted == "auto" else wanted == "cuda"
-    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-
-
 def run_raster(args: RasterArgs) -> int:
     """Measures, prints the table and writes the report."""
+    from maquette.device import choose_device
     from maquette.raster.bench import bench_machine
     from maquette.raster.bench_report import machine, markdown, write_report
 
-    device = _device(args.device)
+    device = choose_device(args.device)
     results, notes = bench_machine(device)
     where = machine(device, args.commit)
     print(markdown(results, where, notes))
@@ -67,11 +53,12 @@ def run_raster(args: RasterArgs) -> int:
 
 def run_scan(args: ScanArgs) -> int:
     """Measures, prints the table and writes the report."""
+    from maquette.device import choose_device
     from maquette.nn.selective_scan.bench import CPU_CASES, GPU_CASES, bench_case, mamba_module
     from maquette.nn.selective_scan.bench_report import markdown, write_report
     from maquette.raster.bench_report import machine
 
-    device = _device(args.device)
+    device = choose_device(args.device)
     on_gpu = device.type == "cuda"
     mamba = mamba_module(args.mamba) if on_gpu else None
     results = [bench_case(case, device, mamba=mamba) for case in (GPU_CASES if on_gpu else CPU_CASES)]
@@ -100,10 +87,11 @@ class StepArgs:
 
 def run_step(args: StepArgs) -> int:
     """Measures, prints the table and writes the report."""
+    from maquette.device import choose_device
     from maquette.raster.bench_report import machine
     from maquette.training.bench import bench_step, markdown, recipe_of, write_report
 
-    device = _device(args.device)
+    device = choose_device(args.device)
     params, config = recipe_of(args.model, args.batch_size)
     results, notes = bench_step(device, params, config)
     where = machine(device, args.commit)
@@ -133,15 +121,11 @@ def run_generate(args: GenerateArgs) -> int:
     """Measures, prints the table and writes the report."""
     import sys
 
-    import torch
-
-    from maquette.errors import UnsupportedError
+    from maquette.device import choose_device
     from maquette.evaluation.bench import bench_picture_to_gaussians, markdown, write_report
     from maquette.raster.bench_report import machine
 
-    if not torch.cuda.is_available():
-        raise UnsupportedError("the official sizes need an NVIDIA GPU with 16 GB and a CUDA build of torch")
-    device = torch.device("cuda", torch.cuda.current_device())
+    device = choose_device("cuda")  # the official sizes are too much for CPUs
     results = bench_picture_to_gaussians(
         device,
         steps=args.steps,
@@ -170,10 +154,11 @@ class GambaArgs:
 
 def run_gamba(args: GambaArgs) -> int:
     """Measures, prints the table and writes the report."""
+    from maquette.device import choose_device
     from maquette.models.gamba.bench import bench_networks, markdown, write_report
     from maquette.raster.bench_report import machine
 
-    device = _device(args.device)
+    device = choose_device(args.device)
     results = bench_networks(device)
     where = machine(device, args.commit)
     print(markdown(results, where))

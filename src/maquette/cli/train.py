@@ -131,13 +131,12 @@ def make_config(args: Args) -> TrainConfig:
     Raises:
         InvalidInputError: no recipe of that name, or a value out of range.
     """
-    import torch
-
+    from maquette.device import choose_device
     from maquette.training.config import AugmentConfig
     from maquette.training.recipes import get_recipe
 
     recipe = get_recipe(args.name)
-    on_gpu = args.device == "cuda" or (args.device is None and torch.cuda.is_available())
+    on_gpu = choose_device(args.device).type == "cuda"
     precision = args.precision if args.precision != "auto" else recipe.precision if on_gpu else "fp32"
     optimizer = _with(recipe.optimizer, lr=args.lr, weight_decay=args.weight_decay)
     schedule = _with(recipe.schedule, kind=args.schedule, warmup_steps=args.warmup_steps)
