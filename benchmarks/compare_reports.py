@@ -25,10 +25,11 @@ def table(reports: list[dict[str, Any]]) -> str:
         same = [item["id"] for item in report["objects"]] == [item["id"] for item in first["objects"]]
         if not same or report["protocol"] != first["protocol"]:
             sys.exit(f"{report['model']} was measured on other objects or with another protocol than {first['model']}")
+    devices = list(dict.fromkeys(report["device"] for report in reports))
     lines = [
         f"{first['num_objects']} objects of the split {first['split']}, {first['protocol']['name']}: "
         f"{first['protocol']['num_targets']} novel views of {first['protocol']['image_size']} px; "
-        f"device: {first['device']}; seconds cover network and rendering of one object.",
+        f"device: {', '.join(devices)}; seconds cover network and rendering of one object.",
         "",
         "| way | input | PSNR dB | SSIM | alpha IoU | s per object |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
@@ -39,8 +40,10 @@ def table(reports: list[dict[str, Any]]) -> str:
         model = report["model"] if weights == report["model"] else f"{report['model']} ({weights} weights)"
         way = f"{generator}, {model}" if generator else model
         given = "front" if report["input_views"] == 1 else "four views"
-        seconds = report["seconds"] / report["num_objects"]
-        row = f"{mean['psnr']:.2f} | {mean['ssim']:.3f} | {mean['alpha_iou']:.3f} | {seconds:.2f}"
+        seconds = f"{report['seconds'] / report['num_objects']:.2f}"
+        if len(devices) > 1:
+            seconds += f" ({report['device']})"
+        row = f"{mean['psnr']:.2f} | {mean['ssim']:.3f} | {mean['alpha_iou']:.3f} | {seconds}"
         lines.append(f"| {way} | {given} | {row} |")
     nearest = first["baselines"]["nearest input view"]
     row = f"{nearest['psnr']:.2f} | {nearest['ssim']:.3f} | {nearest['alpha_iou']:.3f} | "
