@@ -140,19 +140,16 @@ __device__ __forceinline__ uint2 pack_tiles(const Footprint& f, u32 reached, Gri
     return make_uint2((u32)(f.y0 * grid.tiles_x + f.x0) | (width - 1) << 26, reached);
 }
 
-// What the bits of packed tiles stand for.
-struct PackedTiles {
-    u32 first, width, inverse, tiles_x;
-    __device__ __forceinline__ PackedTiles(uint2 tiles, Grid grid)
-        : first(tiles.x & 0x3ffffffu), width(((tiles.x >> 26) & 31) + 1), tiles_x(grid.tiles_x) {
-        inverse = (65535 + width) / width;  // (i * inverse) >> 16 is i / width for i < 32
+// Calls visit(tile of the view) for the tiles of a Gaussian that are not LARGE_RECTANGLE.
+template <class Visit>
+__device__ __forceinline__ void for_each_packed_tile(uint2 tiles, Grid grid, Visit visit) {
+    const u32 first = tiles.x & 0x3ffffffu, width = ((tiles.x >> 26) & 31) + 1;
+    const u32 inverse = (65535 + width) / width;  // (i * inverse) >> 16 is i / width for i < 32
+    for (u32 rest = tiles.y; rest; rest &= rest - 1) {
+        const u32 within = __ffs(rest) - 1, row = (within * inverse) >> 16;
+        visit(first + row * grid.tiles_x + (within - row * width));
     }
-    // Tile of the view behind a bit.
-    __device__ __forceinline__ u32 tile(u32 bit) const {
-        const u32 row = (bit * inverse) >> 16;
-        return first + row * tiles_x + (bit - row * width);
-    }
-};
+}
 
 // Zero times a finite number is zero; NaN and infinities survive the sum.
 __device__ __forceinline__ float finite_probe(float3 p) { return p.x * 0.0f + p.y * 0.0f + p.z * 0.0f; }
@@ -317,8 +314,7 @@ write_pairs(const float4* __restrict__ records, const uint2* __restrict__ tiles,
         const u32 place = atomicAdd(cursors + tile, 1u);
         if (place < capacity) pairs[place] = index;
     };
-    const PackedTiles packed(own, grid);
-    for (u32 rest = own.y; rest; rest &= rest - 1) write(packed.tile(__ffs(rest) - 1), (u32)g);
+    for_each_packed_tile(own, grid, [=](u32 tile) { write(tile, (u32)g); });
     const bool large = own.x & LARGE_RECTANGLE;
     if (!__any_sync(FULL_WARP, large)) return;
     Footprint f = {};
