@@ -121,6 +121,7 @@ uint16_t convert<uint16_t>(float x) {  // cvt.rn.bf16.f32
 #define __launch_bounds__(...)
 #define __syncthreads() block_barrier.wait(block_threads)
 #define __syncwarp() exchange(0)
+#define __threadfence_system()
 
 // What every thread of the block said.
 static int block_votes(int vote) {

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cuda_on_cpu import rasterizer_on_cpu
-from maquette.raster import cuda_bins
+from maquette.raster import cuda, cuda_bins
 from raster_scenes import Scene, surface_scene, wild_scene
 from test_raster_cuda import piled_scene
 from test_raster_gaussians import assert_gradients_close, assert_images_close
@@ -83,6 +83,19 @@ def test_guess_of_the_number_of_pairs() -> None:
         assert all(torch.equal(a, b) for a, b in zip(images, again, strict=True))
         for a, b in zip(gradients, again_gradients, strict=True):
             assert (a - b).norm() <= 1e-5 * b.norm()
+
+
+@pytest.mark.parametrize("items", [2, 5])
+def test_backward_in_parts(items: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Items that go backward in parts, the last one shorter, have the gradients that they have together."""
+    scene = surface_scene(batch=items, views=2, count=80, height=32, width=32, seed=6)
+    upstream = scene.upstream()
+    images, gradients = run(scene, upstream)
+    monkeypatch.setattr(cuda, "_RECORDS_PER_PART", 100)
+    again, again_gradients = run(scene, upstream)
+    assert all(torch.equal(a, b) for a, b in zip(images, again, strict=True))
+    for a, b in zip(gradients, again_gradients, strict=True):
+        assert (a - b).norm() <= 1e-5 * b.norm()
 
 
 def test_without_gradients_the_image_is_the_same() -> None:

@@ -42,6 +42,8 @@ class Measurement:
         forward_ms, total_ms: median milliseconds of rendering, and of rendering with all gradients.
         best_total_ms: the shortest of the latter.
         peak_mib: largest amount of GPU memory that torch had handed out at once, in MiB; None on a CPU.
+        own_mib: the part of it that is neither the caller's (Gaussians, gradients of the images) nor a result (images,
+            gradients of the Gaussians).
     """
 
     backend: str
@@ -49,6 +51,7 @@ class Measurement:
     total_ms: float
     best_total_ms: float
     peak_mib: float | None
+    own_mib: float | None
 
 
 @dataclass(frozen=True)
@@ -151,8 +154,8 @@ def bench_gaussians(scene: BenchScene, gaussians: Gaussians, cameras: Cameras, r
     ours: tuple[tuple[Tensor, ...], list[Tensor]] | None = None
     for contender, (forward_ms, total_ms) in zip(contenders, times, strict=True):
         middles = statistics.median(forward_ms), statistics.median(total_ms)
-        peak_mib = _peak_mib(contender, gaussians) if device.type == "cuda" else None
-        measurements.append(Measurement(contender.name, *middles, min(total_ms), peak_mib))
+        memory = _memory_mib(contender, gaussians) if device.type == "cuda" else (None, None)
+        measurements.append(Measurement(contender.name, *middles, min(total_ms), *memory))
         result = _images_and_gradients(contender, gaussians, cameras)
         if ours is None:
             ours = result
@@ -212,13 +215,20 @@ def _times(contenders: Sequence[Contender], gaussians: Gaussians, runs: int) -> 
     return times
 
 
-def _peak_mib(contender: Contender, gaussians: Gaussians) -> float:
-    """Largest amount of GPU memory that torch hands out at once in a call with gradients, the Gaussians included."""
-    _, total = _calls(contender, gaussians)
+def _memory_mib(contender: Contender, gaussians: Gaussians) -> tuple[float, float]:
+    """Most GPU memory that torch hands out at once in a call with gradients: all of it, and the backend's own part."""
+    leaves, device = _leaves(gaussians), gaussians.device
+    images = contender.render(leaves)
+    upstream = [torch.rand_like(image) for image in images]
+    inputs = _inputs(leaves)
+    results = sum(tensor.nbytes for tensor in (*images, *inputs))  # a gradient is as large as its input
+    del images
     torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(gaussians.device)
-    total()
-    return torch.cuda.max_memory_allocated(gaussians.device) / 2**20
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.autograd.grad(contender.render(leaves), inputs, upstream)
+    peak = torch.cuda.max_memory_allocated(device)
+    return peak / 2**20, (peak - before - results) / 2**20
 
 
 def _images_and_gradients(

@@ -18,7 +18,7 @@ from maquette import __version__
 from maquette.io.atomic import atomic_path, atomic_write_text
 from maquette.raster.bench import Agreement, Measurement, SceneResult
 
-FORMAT = "maquette-bench-raster/2"
+FORMAT = "maquette-bench-raster/3"
 COLORS = ("#2f6f4f", "#b0b7bd")
 BAR_HEIGHT, GAP, LABEL_WIDTH, PLOT_WIDTH, MARGIN = 22, 26, 330, 520, 24
 
@@ -75,10 +75,11 @@ def markdown(results: Sequence[SceneResult], where: dict[str, str], notes: Seque
         "",
         "Milliseconds are medians of direct calls of each backend. Forward renders colour, depth and alpha; with "
         "gradients adds those of all five tensors of the Gaussians. The speed compares times with gradients with the "
-        "second backend of the scene.",
+        "second backend of the scene. Own memory is the part of the peak that is neither the caller's (Gaussians, "
+        "gradients of the images) nor a result (images, gradients of the Gaussians).",
         "",
-        f"| scene | backend | forward ms | with gradients ms | speed |{extra} peak MiB |",
-        f"|---|---|---:|---:|---:|{line}---:|",
+        f"| scene | backend | forward ms | with gradients ms | speed |{extra} peak MiB | own MiB |",
+        f"|---|---|---:|---:|---:|{line}---:|---:|",
     ]
     for result in results:
         lines += [_row(result, measurement, official) for measurement in result.measurements]
@@ -99,7 +100,7 @@ def _row(result: SceneResult, measurement: Measurement, official: bool) -> str:
         f"{measurement.total_ms:.2f}",
         _times(compared, measurement),
         *([_times(result.official_ms(), measurement)] if official else []),
-        "" if measurement.peak_mib is None else f"{measurement.peak_mib:,.0f}",
+        *("" if mib is None else f"{mib:,.0f}" for mib in (measurement.peak_mib, measurement.own_mib)),
     ]
     return f"| {' | '.join(cells)} |"
 

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from maquette.errors import InvalidInputError, UnsupportedError
 from maquette.raster.channels import CHANNELS, in_threes, joined
-from maquette.raster.cuda_bins import MAX_INDEX, MAX_TILES_PER_VIEW, Bins, Shape, bin_gaussians, shape_of
+from maquette.raster.cuda_bins import MAX_INDEX, MAX_PARTS, MAX_TILES_PER_VIEW, Bins, Shape, bin_gaussians, shape_of
 from maquette.raster.nvrtc import launch, load_kernels
 from maquette.raster.reference import Window
 
@@ -27,6 +27,7 @@ _DEVICE = "cuda"
 _BLEND_THREADS = 128
 _GRADIENT_THREADS = 128
 _GRADIENT_FLOATS = 10
+_RECORDS_PER_PART = 2**18
 
 
 def rasterize(
@@ -78,7 +79,7 @@ def rasterize(
     groups = in_threes(features)
     if groups or colors.ndim == 4:  # the kernels look for bad values among shared colours only
         opacities = torch.where(_all_finite(colors, *groups), opacities, 0.0)
-    constants = [_kernel_ready(t.detach()) for t in (world_to_camera, intrinsics, background)]
+    constants = [_kernel_ready(t.detach() if t.requires_grad else t) for t in (world_to_camera, intrinsics, background)]
     values = [_kernel_ready(t) for t in (means, quats, scales, opacities, colors, *groups)]
     differentiable = torch.is_grad_enabled() and any(value.requires_grad for value in values)
     apply: Callable[..., tuple[Tensor, ...]] = _Rasterize.apply
@@ -131,7 +132,8 @@ class _Rasterize(torch.autograd.Function):
         settings = (scale_modifier, antialiased)
         with torch.cuda.device(values[0].device):
             images = _empty_images(shape, values[0])  # before the GPU has to wait for the host
-            bins = bin_gaussians(shape, values[:5], (world_to_camera, intrinsics), *settings, differentiable)
+            cameras, items_per_part = (world_to_camera, intrinsics), _items_per_part(shape, values[4:])
+            bins = bin_gaussians(shape, values[:5], cameras, *settings, differentiable, items_per_part)
             _blend(shape, bins, values[4], background, images)
             extra = []
             for group in values[5:]:
@@ -154,31 +156,40 @@ class _Rasterize(torch.autograd.Function):
         shape, settings = ctx.shape, ctx.settings
         with torch.cuda.device(gaussians[0].device):
             # The bins are let go as soon as they are used, to save memory; a second backward pass makes them again.
-            bins = ctx.bins or bin_gaussians(shape, gaussians, cameras, *settings)
-            ctx.bins = None
-            buffer = bins.records.new_zeros(bins.num_visible * _GRADIENT_FLOATS)
-            group_gradients: list[Tensor | None] = []
-            for group, image, gradient in zip(groups, extra, upstream[3:], strict=True):
-                if gradient is None:
-                    group_gradients.append(None)
-                    continue
-                _blend_backward(shape, bins, group, (image, *images[1:]), (gradient, None, None), buffer)
-                group_gradients.append(_take_channel_gradients(shape, bins, buffer, group))
-            _blend_backward(shape, bins, gaussians[4], images, upstream[:3], buffer)
-            own = None if gaussians[4].ndim == 3 else _take_channel_gradients(shape, bins, buffer, gaussians[4])
-            slots = bins.slots
-            assert slots is not None
-            del bins
-            gradients = _project_backward(shape, gaussians, cameras, slots, buffer, *settings)
+            bins, ctx.bins = ctx.bins, None
+            if bins is None:
+                items_per_part = _items_per_part(shape, saved[9 : 10 + count])
+                bins = bin_gaussians(shape, gaussians, cameras, settings[0], settings[1], True, items_per_part)
+            buffer = images[0].new_empty(max(bins.visible) * _GRADIENT_FLOATS)
+            gradients = [torch.empty_like(value) for value in (*gaussians[:4], gaussians[0])]
+            group_gradients: list[Tensor | None] = [None] * len(groups)
+            own = None
+            for part in range(math.ceil(shape.items / bins.items_per_part)):
+                sums = buffer[: bins.visible[part] * _GRADIENT_FLOATS].zero_()
+                for i, (group, image, gradient) in enumerate(zip(groups, extra, upstream[3:], strict=True)):
+                    if gradient is not None:
+                        _blend_backward(shape, bins, part, group, (image, *images[1:]), (gradient, None, None), sums)
+                        group_gradients[i] = _take_channel_gradients(shape, bins, sums, group)
+                _blend_backward(shape, bins, part, gaussians[4], images, upstream[:3], sums)
+                if gaussians[4].ndim == 4:
+                    own = _take_channel_gradients(shape, bins, sums, gaussians[4])
+                _project_backward(shape, bins, part, gaussians, cameras, sums, gradients, *settings)
         colors = gradients[4] if own is None else own
         return (*[None] * 7, *gradients[:4], colors, *group_gradients)
+
+
+def _items_per_part(shape: Shape, channels: tuple[Tensor, ...]) -> int:
+    """How many items to take backward at a time: large batches go in parts, one after the other in the same memory."""
+    if len(channels) > 1 or channels[0].ndim == 4:  # the gradients of these are gathered over the whole batch
+        return shape.items
+    return max(1, math.ceil(shape.items / max(1, min(shape.records // _RECORDS_PER_PART, MAX_PARTS))))
 
 
 def _take_channel_gradients(shape: Shape, bins: Bins, buffer: Tensor, like: Tensor) -> Tensor:
     """Gradients of three channels `[B, N, 3]` or `[B, V, N, 3]`, taken out of the gradients of the records."""
     slots = bins.slots
     assert slots is not None
-    rows = buffer[: 8 * bins.num_visible].view(-1, 8)[:, 4 : 4 + CHANNELS]
+    rows = buffer[: 8 * bins.visible[0]].view(-1, 8)[:, 4 : 4 + CHANNELS]
     filled = torch.cat([rows, rows.new_zeros(1, CHANNELS)])  # the last row is that of the culled ones, whose slot is -1
     rows.zero_()
     each = filled[slots.long()].view(shape.items, shape.views, shape.count, CHANNELS)
@@ -201,6 +212,7 @@ def _blend(shape: Shape, bins: Bins, colors: Tensor, background: Tensor, images:
 def _blend_backward(
     shape: Shape,
     bins: Bins,
+    part: int,
     colors: Tensor,
     images: tuple[Tensor, ...],
     upstream: tuple[Tensor | None, ...],
@@ -209,9 +221,11 @@ def _blend_backward(
     """Adds to the gradients of the visible records: eight floats each, then two, see gaussian_blend_backward.cu."""
     images_in = [None if g is None else g.contiguous() for g in upstream]
     kernel = load_kernels("gaussian_blend_backward.cu", ("blend_backward",))["blend_backward"]
+    first, items = _items_of(shape, bins, part)
+    tiles_per_item = shape.views * shape.tiles_per_view
     launch(
         kernel,
-        shape.tiles,
+        items * tiles_per_item,
         _BLEND_THREADS,
         bins.records,
         colors,
@@ -223,8 +237,15 @@ def _blend_backward(
         bins.slots,
         gradients,
         _second_part(gradients),
+        first * tiles_per_item,
         *shape.blend_arguments(colors),
     )
+
+
+def _items_of(shape: Shape, bins: Bins, part: int) -> tuple[int, int]:
+    """The first item of a part of the batch, and how many there are."""
+    first = part * bins.items_per_part
+    return first, min(bins.items_per_part, shape.items - first)
 
 
 def _second_part(gradients: Tensor) -> int:
@@ -234,27 +255,30 @@ def _second_part(gradients: Tensor) -> int:
 
 def _project_backward(
     shape: Shape,
+    bins: Bins,
+    part: int,
     gaussians: tuple[Tensor, ...],
     cameras: tuple[Tensor, ...],
-    slots: Tensor,
-    record_gradients: Tensor,
+    sums: Tensor,
+    gradients: list[Tensor],
     scale_modifier: float,
     antialiased: bool,
-) -> tuple[Tensor, ...]:
-    """Gradients of means, quats, scales, opacities and of colours that all views share."""
-    gradients = [torch.empty_like(value) for value in (*gaussians[:4], gaussians[0])]
+) -> None:
+    """Writes the gradients of means, quats, scales, opacities and of colours that all views share."""
     kernel = load_kernels("gaussian_grad.cu", ("project_backward",))["project_backward"]
     blocks_per_item = math.ceil(shape.count / _GRADIENT_THREADS)
+    first, items = _items_of(shape, bins, part)
     launch(
         kernel,
-        shape.items * blocks_per_item,
+        items * blocks_per_item,
         _GRADIENT_THREADS,
         *gaussians[:4],
         *cameras,
-        slots,
-        record_gradients,
-        _second_part(record_gradients),
+        bins.slots,
+        sums,
+        _second_part(sums),
         *gradients,
+        first,
         shape.count,
         shape.views,
         blocks_per_item,
@@ -263,4 +287,3 @@ def _project_backward(
         int(antialiased),
         scale_modifier,
     )
-    return tuple(gradients)

@@ -6,10 +6,13 @@ wait for it, and looks at the true number afterwards: if there are more, it begi
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import math
+import os
+import sys
 import threading
-from collections.abc import Callable
+import time
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -31,13 +34,17 @@ MAX_INDEX = 2**31 - 1
 MAX_TILES_PER_VIEW = 2**26
 """Most tiles of one image."""
 
+MAX_PARTS = 4
+"""Most parts of a batch whose slots are numbered apart."""
+
 _PROJECT_THREADS = 256
 _SEGMENT_THREADS = 1024
 _RECORD_FLOATS = 8
-_TOTALS = 5
+_TOTALS = 4 + MAX_PARTS
+"""Pairs, medium tiles, large tiles and their pairs, visible Gaussians of each part; as in gaussian_bin.cu."""
 _COPIES = 16
 """Counters of each tile; as in gaussian_bin.cu."""
-_SORT_BLOCKS = 512
+_POLLS = 10_000
 
 _NUM_PAIRS: dict[tuple[int | None, Shape], int] = {}
 """Pairs of the last call by device and shape."""
@@ -95,21 +102,27 @@ shape_of = functools.lru_cache(_MAX_SHAPES)(Shape)
 class Bins:
     """Projected Gaussians and, per tile, its segment of the pair list ordered front to back.
 
+    Most are addresses within a few large allocations, because each allocation costs the host some microseconds.
+
     Attributes:
-        records: `[BV * N, 8]` float32, see gaussian_common.cuh.
-        slots: number of each record among the visible ones, in any order, -1 when culled, `[BV * N]` int32; None
-            where no gradients will be asked for.
-        num_visible: number of visible records, with slots.
         pairs: record indices, int32.
-        starts, ends: of the tiles' segments, `[T]` int32.
+        records: address of `[BV * N, 8]` float32, see gaussian_common.cuh.
+        starts, ends: addresses of the tiles' segments, `[T]` int32.
+        slots: number of each record among the visible ones of its part of the batch, in any order, -1 when culled,
+            `[BV * N]` int32; None where no gradients will be asked for.
+        items_per_part: items in each part of the batch but the last one.
+        visible: number of visible records of every part, with slots.
+        memory: the allocations.
     """
 
-    records: Tensor
-    slots: Tensor | None
-    num_visible: int
     pairs: Tensor
-    starts: Tensor
-    ends: Tensor
+    records: int
+    starts: int
+    ends: int
+    slots: Tensor | None
+    items_per_part: int
+    visible: tuple[int, ...]
+    memory: tuple[Tensor, ...]
 
 
 def bin_gaussians(
@@ -118,14 +131,19 @@ def bin_gaussians(
     cameras: tuple[Tensor, ...],
     scale_modifier: float,
     antialiased: bool,
-    differentiable: bool = True,
+    differentiable: bool,
+    items_per_part: int,
 ) -> Bins:
-    """Projects the Gaussians and lists them by tile, front to back."""
+    """Projects the Gaussians and lists them by tile, front to back.
+
+    Slots begin anew after so many items; at most `MAX_PARTS` times.
+    """
     device = cameras[0].device
     last = _NUM_PAIRS.get((device.index, shape))
-    bins = _try_bin(shape, gaussians, cameras, scale_modifier, antialiased, differentiable, last)
+    settings = (scale_modifier, antialiased, differentiable, items_per_part)
+    bins = _try_bin(shape, gaussians, cameras, *settings, last)
     if bins is None:
-        bins = _try_bin(shape, gaussians, cameras, scale_modifier, antialiased, differentiable, None)
+        bins = _try_bin(shape, gaussians, cameras, *settings, None)
         assert bins is not None
     return bins
 
@@ -137,63 +155,143 @@ def _try_bin(
     scale_modifier: float,
     antialiased: bool,
     differentiable: bool,
+    items_per_part: int,
     expected_pairs: int | None,
 ) -> Bins | None:
     """The bins, or None when the pair list was too short for them.
 
-    `expected_pairs` is a guess of the number of pairs, to which an eighth is added; with None the host waits for the
+    `expected_pairs` is a guess of the number of pairs, to which a sixteenth is added; with None the host waits for the
     true number.
     """
     kernels = load_kernels("gaussian_bin.cu", ("project_and_count", "allocate_segments", "write_pairs"))
     device, stream = cameras[0].device, current_stream()
-    records = torch.empty(shape.records, _RECORD_FLOATS, dtype=torch.float32, device=device)
-    depths = torch.empty(shape.records, dtype=torch.int32, device=device)
-    slots = torch.empty_like(depths) if differentiable else None
-    tiles = torch.empty(shape.records, dtype=torch.int64, device=device)  # of each Gaussian, packed
-    # 64-bit totals, then write cursors, several for each tile; the cursors begin as counts.
-    workspace = torch.zeros(2 * _TOTALS + _COPIES * shape.tiles, dtype=torch.int32, device=device)
-    totals, cursors = workspace.split_with_sizes((2 * _TOTALS, _COPIES * shape.tiles))
-    ends = cursors[-shape.tiles :]  # where the last cursor of each tile stops
-    lists = torch.empty(4, shape.tiles, dtype=torch.int32, device=device)
-    starts, medium, large, scratch_starts = lists  # medium and large tiles, starts in the scratch space of large ones
+    room = _Room.for_shape(shape, device, differentiable)
     blocks_per_view = math.ceil(shape.count / _PROJECT_THREADS)
-    grid, image = shape.images * blocks_per_view, (shape.width, shape.height)
-    outputs = (records, depths, slots, tiles, cursors, totals)
-    sizes = (shape.count, shape.views, blocks_per_view, shape.tiles, *image)
+    grid, tiles = shape.images * blocks_per_view, shape.tiles
+    sizes = (blocks_per_view, tiles, shape.width, shape.height)
     settings = (shape.image_width, shape.image_height, int(antialiased), scale_modifier)
     probed = gaussians if gaussians[4].ndim == 3 else (*gaussians[:4], gaussians[0])  # colours of views are not probed
+    outputs = (room.records, room.depths, room.slots, room.packed_tiles, room.cursors, room.totals)
+    counts = (shape.count, shape.views, items_per_part * shape.views)
     project = kernels["project_and_count"]
-    launch(project, grid, _PROJECT_THREADS, *probed, *cameras, *outputs, *sizes, *settings, stream=stream)
-    segment_grid, limits = math.ceil(shape.tiles / _SEGMENT_THREADS), (MEDIUM_TILE_PAIRS, LARGE_TILE_PAIRS)
-    segment_arguments = (cursors, starts, totals, medium, large, scratch_starts, shape.tiles, *limits)
-    launch(kernels["allocate_segments"], segment_grid, _SEGMENT_THREADS, *segment_arguments, stream=stream)
-    wait_for_totals = _copy_to_host(totals.view(torch.int64))
-    capacity = _checked(wait_for_totals()[0]) if expected_pairs is None else expected_pairs + expected_pairs // 8
+    launch(project, grid, _PROJECT_THREADS, *probed, *cameras, *outputs, *counts, *sizes, *settings, stream=stream)
+    lists = (room.cursors, room.starts, room.totals, room.medium, room.large, room.scratch_starts)
+    limits = (tiles, MEDIUM_TILE_PAIRS, LARGE_TILE_PAIRS)
+    segment_grid = math.ceil(tiles / _SEGMENT_THREADS)
+    launch(kernels["allocate_segments"], segment_grid, _SEGMENT_THREADS, *lists, *limits, stream=stream)
+    capacity = _checked(room.read_totals()[0]) if expected_pairs is None else expected_pairs + expected_pairs // 16
     pairs = torch.empty(min(capacity, MAX_INDEX), dtype=torch.int32, device=device)
-    pair_arguments = (records, tiles, cursors, pairs, pairs.numel(), shape.count, blocks_per_view, shape.tiles, *image)
-    launch(kernels["write_pairs"], grid, _PROJECT_THREADS, *pair_arguments, stream=stream)
-    _sort(pairs, depths, (starts, ends), medium, totals, stream)
-    num_pairs, _, num_large, large_pairs, num_visible = wait_for_totals()
+    landing = _LANDINGS.on(device)
+    listed = (room.records, room.packed_tiles, room.cursors, pairs, pairs.numel())
+    report = (room.totals, landing.address, landing.new_ticket())
+    launch(kernels["write_pairs"], grid, _PROJECT_THREADS, *listed, *report, shape.count, *sizes, stream=stream)
+    segments = (pairs, room.depths, room.starts, room.ends)
+    sorts = load_kernels("gaussian_sort.cu", ("sort_small", "sort_medium", "sort_large"))
+    launch(sorts["sort_small"], tiles, 128, *segments, pairs.numel(), stream=stream)
+    num_pairs, num_medium, num_large, large_pairs, *visible = landing.wait() if grid else [0] * _TOTALS
     if len(_NUM_PAIRS) >= _MAX_SHAPES:
         _NUM_PAIRS.clear()
     _NUM_PAIRS[device.index, shape] = _checked(num_pairs)
     if num_pairs > pairs.numel():
         return None
+    if num_medium:
+        launch(sorts["sort_medium"], num_medium, 512, *segments, room.medium, stream=stream)
     if num_large:
-        kernel = load_kernels("gaussian_sort.cu", ("sort_large",))["sort_large"]
         scratch = torch.empty(large_pairs, dtype=torch.int64, device=device)
-        arguments = (pairs, scratch, depths, starts, ends, large, scratch_starts)
-        launch(kernel, num_large, 1024, *arguments, stream=stream)
-    return Bins(records, slots, num_visible, pairs, starts, ends)
+        scratch_lists = (scratch, room.depths, room.starts, room.ends, room.large, room.scratch_starts)
+        launch(sorts["sort_large"], num_large, 1024, pairs, *scratch_lists, stream=stream)
+    addresses = (room.records, room.starts, room.ends)
+    return Bins(pairs, *addresses, room.slots, items_per_part, tuple(visible), (room.kept, room.counters))
+
+
+@dataclass(frozen=True)
+class _Room:
+    """Memory for binning: what is kept, what is not, and numbers that begin at zero, with the addresses therein.
+
+    Attributes:
+        kept, passing, counters: the allocations, int32.
+        records, slots, starts: as in `Bins`, in `kept`.
+        packed_tiles, depths: of each record, `[BV * N]` of 8 and 4 bytes, in `passing`.
+        medium, large, scratch_starts: medium and large tiles, and the starts of the latter in the scratch space,
+            `[T]` int32 each, in `passing`.
+        totals: 64-bit sums, in `counters`, and behind them cursors: several for each tile, which begin as counts.
+        ends: where the last cursor of each tile stops.
+    """
+
+    kept: Tensor
+    passing: Tensor
+    counters: Tensor
+    records: int
+    slots: Tensor | None
+    starts: int
+    packed_tiles: int
+    depths: int
+    medium: int
+    large: int
+    scratch_starts: int
+    totals: int
+    cursors: int
+    ends: int
+
+    @staticmethod
+    def for_shape(shape: Shape, device: torch.device, differentiable: bool) -> _Room:
+        """Memory for one call."""
+        count, tiles = shape.records, shape.tiles
+        slots_end = (_RECORD_FLOATS + differentiable) * count
+        kept = torch.empty(slots_end + tiles, dtype=torch.int32, device=device)
+        passing = torch.empty(3 * count + 3 * tiles, dtype=torch.int32, device=device)
+        counters = torch.zeros(2 * _TOTALS + _COPIES * tiles, dtype=torch.int32, device=device)
+        first, second, third = kept.data_ptr(), passing.data_ptr(), counters.data_ptr()
+        slots = kept[_RECORD_FLOATS * count : slots_end] if differentiable else None
+        medium = second + 12 * count
+        lists = (medium, medium + 4 * tiles, medium + 8 * tiles)
+        cursors = third + 8 * _TOTALS
+        ends = cursors + 4 * (_COPIES - 1) * tiles
+        starts = first + 4 * slots_end
+        addresses = (first, slots, starts, second, second + 8 * count, *lists, third, cursors, ends)
+        return _Room(kept, passing, counters, *addresses)
+
+    def read_totals(self) -> list[int]:
+        """The totals, for which the host waits."""
+        totals: list[int] = self.counters[: 2 * _TOTALS].view(torch.int64).tolist()
+        return totals
 
 
 class _Landing:
-    """Page-locked memory for a few numbers of the GPU, and the event of their arrival."""
+    """Page-locked memory where a kernel leaves the totals, so that the host needs no call of the driver to get them."""
 
-    def __init__(self, count: int) -> None:
-        self.numbers = torch.empty(count, dtype=torch.int64, pin_memory=True)
-        new_event: Callable[[], torch.cuda.Event] = torch.cuda.Event
-        self.arrived = new_event()
+    def __init__(self, pinned: bool) -> None:
+        self._memory = torch.zeros(_TOTALS + 1, dtype=torch.int64, pin_memory=pinned)
+        self.address = self._memory.data_ptr()
+        self._numbers = (ctypes.c_int64 * (_TOTALS + 1)).from_address(self.address)
+        self._ticket = 0
+
+    def new_ticket(self) -> int:
+        """What the kernel writes behind the totals when they are there."""
+        self._ticket += 1
+        return self._ticket
+
+    def wait(self) -> list[int]:
+        """The totals of the last ticket. Other threads of Python may run meanwhile.
+
+        Raises:
+            torch.AcceleratorError: a kernel failed.
+        """
+        for _ in range(_POLLS):
+            if self._numbers[_TOTALS] == self._ticket:
+                break
+            _let_others_run()
+        else:
+            torch.cuda.current_stream().synchronize()
+        return self._numbers[:_TOTALS]
+
+
+def _let_others_run() -> None:
+    """Lets go of the interpreter for a moment."""
+    if sys.platform == "win32":
+        time.sleep(0)  # elsewhere it takes 80 microseconds
+    else:
+        os.sched_yield()
 
 
 class _LandingsOfThread(threading.local):
@@ -205,25 +303,11 @@ class _LandingsOfThread(threading.local):
     def on(self, device: torch.device) -> _Landing:
         landing = self._landings.get(device.index)
         if landing is None:
-            landing = self._landings[device.index] = _Landing(_TOTALS)
+            landing = self._landings[device.index] = _Landing(device.type == "cuda")
         return landing
 
 
 _LANDINGS = _LandingsOfThread()
-
-
-def _copy_to_host(totals: Tensor) -> Callable[[], list[int]]:
-    """Starts a copy behind the work of the current stream; what is returned waits for it and gives the numbers."""
-    landing = _LANDINGS.on(totals.device)
-    landing.numbers.copy_(totals, non_blocking=True)
-    landing.arrived.record()
-
-    def wait() -> list[int]:
-        landing.arrived.synchronize()
-        numbers: list[int] = landing.numbers.tolist()
-        return numbers
-
-    return wait
 
 
 def _checked(num_pairs: int) -> int:
@@ -233,17 +317,3 @@ def _checked(num_pairs: int) -> int:
             "views per call, or check that the scales are not far too large"
         )
     return num_pairs
-
-
-def _sort(
-    pairs: Tensor, depths: Tensor, segments: tuple[Tensor, Tensor], medium: Tensor, totals: Tensor, stream: int
-) -> None:
-    """Orders all but the largest segments by depth, ties by index."""
-    if not pairs.numel():
-        return
-    kernels = load_kernels("gaussian_sort.cu", ("sort_small", "sort_medium"))
-    starts, ends = segments
-    capacity, tiles = pairs.numel(), starts.numel()
-    launch(kernels["sort_small"], tiles, 128, pairs, depths, starts, ends, capacity, stream=stream)
-    listed = (medium, totals, capacity)
-    launch(kernels["sort_medium"], min(tiles, _SORT_BLOCKS), 512, pairs, depths, starts, ends, *listed, stream=stream)

@@ -6,6 +6,7 @@ namespace {
 
 // Atomics on one address wait for each other, so every tile has several counters, which the blocks take turns with.
 constexpr u32 COPIES = 16;  // as in cuda_bins.py
+constexpr int TOTALS = 8;   // as in cuda_bins.py
 constexpr float CULL_SLACK = 0.02f;  // in log2(alpha): culling errs on the side of keeping
 
 // A float whose products and sums the compiler must not fuse: counting and writing must agree on every tile.
@@ -154,7 +155,7 @@ __device__ __forceinline__ void for_each_packed_tile(uint2 tiles, Grid grid, Vis
 // Zero times a finite number is zero; NaN and infinities survive the sum.
 __device__ __forceinline__ float finite_probe(float3 p) { return p.x * 0.0f + p.y * 0.0f + p.z * 0.0f; }
 
-// Consecutive numbers for the threads of a block of 256 with `wanted`, from a counter that all blocks share.
+// Consecutive numbers for the threads of a block of 256 with `wanted`, from a counter that several blocks share.
 __device__ __forceinline__ u32 take_slot(bool wanted, u64* counter) {
     __shared__ u32 counts[8];
     __shared__ u32 base;
@@ -197,7 +198,7 @@ __device__ __forceinline__ u32 block_prefix(u32 value, u32* total) {
 // Writes the record of every visible Gaussian in every view, its slot among the visible ones (NO_SLOT when culled) and, when
 // visible, the bits of its depth (a sort key, since depths are positive), and adds it to the counts of its tiles. The
 // tiles are kept for write_pairs as pack_tiles says, none where the Gaussian is culled.
-// `slots` may be null, where no gradients will be asked for.
+// `slots` may be null, where no gradients will be asked for; they are numbered anew for every `images_per_part` views.
 // Blocks of 256 threads, `blocks_per_view` for a view. `totals` as in allocate_segments. `width` and `height` are those
 // of the part of the image that is rendered, with the principal point moved by its origin; `image_*` of the whole.
 extern "C" __global__ void __launch_bounds__(256)
@@ -205,8 +206,8 @@ project_and_count(const float* __restrict__ means, const float4* __restrict__ qu
                   const float* __restrict__ opacities, const float* __restrict__ colors,
                   const float4* __restrict__ world_to_camera, const float* __restrict__ intrinsics, float4* records,
                   u32* depths, u32* slots, uint2* tiles, u32* counts, u64* totals, int count, int views,
-                  int blocks_per_view, int tiles_of_all, int width, int height, int image_width, int image_height,
-                  int antialiased, float scale_modifier) {
+                  int images_per_part, int blocks_per_view, int tiles_of_all, int width, int height, int image_width,
+                  int image_height, int antialiased, float scale_modifier) {
     __shared__ u32 reached[256];
     const int bv = blockIdx.x / blocks_per_view;
     const int n = (blockIdx.x - bv * blocks_per_view) * 256 + threadIdx.x;
@@ -248,7 +249,7 @@ project_and_count(const float* __restrict__ means, const float4* __restrict__ qu
         }
     }
     if (slots) {
-        const u32 slot = take_slot(visible, totals + 4);
+        const u32 slot = take_slot(visible, totals + 4 + bv / images_per_part);
         if (n < count) slots[g] = visible ? slot : NO_SLOT;
     }
     counts += (size_t)(blockIdx.x % COPIES) * tiles_of_all + (size_t)bv * (grid.tiles_x * grid.tiles_y);
@@ -266,7 +267,8 @@ project_and_count(const float* __restrict__ means, const float4* __restrict__ qu
 // Gives every tile a segment of the pair list and turns its count into a write cursor. Segments follow one another in
 // any order of the blocks of 1024 threads. Tiles of more than `medium` pairs are listed apart, and those of more than
 // `large` with a segment of scratch space.
-// totals: [0] pairs, [1] medium tiles, [2] large tiles, [3] pairs of large tiles, [4] visible Gaussians.
+// totals: [0] pairs, [1] medium tiles, [2] large tiles, [3] pairs of large tiles, [4] and on: visible Gaussians of
+// each part of the views.
 extern "C" __global__ void __launch_bounds__(1024)
 allocate_segments(u32* cursors, u32* starts, u64* totals, int* medium_tiles, int* large_tiles, u32* large_scratch,
                   int tiles, u32 medium, u32 large) {
@@ -300,10 +302,17 @@ allocate_segments(u32* cursors, u32* starts, u64* totals, int* medium_tiles, int
 }
 
 // Writes the record index of every visible Gaussian into the segments of its tiles; cursors end at segment ends. What
-// lies behind `capacity` is left out: the host then sees that there are more pairs, and begins again.
+// lies behind `capacity` is left out: the host then sees that there are more pairs, and begins again. `landing` is memory
+// of the host: it gets the totals, and then `ticket`.
 extern "C" __global__ void __launch_bounds__(256)
 write_pairs(const float4* __restrict__ records, const uint2* __restrict__ tiles, u32* cursors, u32* pairs, u32 capacity,
-            int count, int blocks_per_view, int tiles_of_all, int width, int height) {
+            const u64* __restrict__ totals, volatile u64* landing, u64 ticket, int count, int blocks_per_view,
+            int tiles_of_all, int width, int height) {
+    if (blockIdx.x == 0 && threadIdx.x == 0) {
+        for (int i = 0; i < TOTALS; ++i) landing[i] = totals[i];
+        __threadfence_system();
+        landing[TOTALS] = ticket;
+    }
     const int bv = blockIdx.x / blocks_per_view;
     const int n = (blockIdx.x - bv * blocks_per_view) * 256 + threadIdx.x;
     const Grid grid = {width, height, (width + TILE - 1) / TILE, (height + TILE - 1) / TILE};

@@ -47,7 +47,7 @@ blend_forward(const float4* __restrict__ records, const float* __restrict__ colo
               int height) {
     __shared__ Stage stage;
     const int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31;
-    const Tile tile = load_tile(starts, ends, tiles_x, tiles_per_view);
+    const Tile tile = load_tile(blockIdx.x, starts, ends, tiles_x, tiles_per_view);
     const Image image = {width, height, (size_t)width * height};
     const size_t first_color = (size_t)(tile.bv / views) * count;
     const u32 first_record = (u32)tile.bv * count;

@@ -199,17 +199,18 @@ __device__ __forceinline__ void flush(BackwardStage& s, int warp, int lane, int 
 
 }  // namespace
 
-// Adds the gradients of the visible Gaussians to `eight` and `two`, zero before. A gradient image may be null.
+// Adds the gradients of the visible Gaussians to `eight` and `two`, zero before. A gradient image may be null. One block a
+// tile, from `first_tile` on.
 extern "C" __global__ void __launch_bounds__(128, 5)
 blend_backward(const float4* __restrict__ records, const float* __restrict__ colors, const u32* __restrict__ pairs,
                const u32* __restrict__ starts, const u32* __restrict__ ends, const float* __restrict__ color,
                const float* __restrict__ depths, const float* __restrict__ alphas,
                const float* __restrict__ grad_color, const float* __restrict__ grad_depth,
-               const float* __restrict__ grad_alpha, const u32* __restrict__ slots, float* eight, float* two, int count, int views, int tiles_x,
-               int tiles_per_view, int width, int height) {
+               const float* __restrict__ grad_alpha, const u32* __restrict__ slots, float* eight, float* two,
+               int first_tile, int count, int views, int tiles_x, int tiles_per_view, int width, int height) {
     __shared__ BackwardStage s;
     const Gradients gradients = {eight, two};
-    const Tile tile = load_tile(starts, ends, tiles_x, tiles_per_view);
+    const Tile tile = load_tile(first_tile + blockIdx.x, starts, ends, tiles_x, tiles_per_view);
     if (tile.start == tile.end) return;
     const int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31;
     const Image image = {width, height, (size_t)width * height};

@@ -102,16 +102,17 @@ __device__ __forceinline__ void store3(float* target, size_t index, float3 v) {
 
 }  // namespace
 
-// `width` and `height` are those of the whole image. One thread a Gaussian of an item; it sums its views in order, so this pass is deterministic.
+// `width` and `height` are those of the whole image. One thread a Gaussian of an item, from `first_item` on; it sums its
+// views in order, so this pass is deterministic.
 extern "C" __global__ void __launch_bounds__(128)
 project_backward(const float* __restrict__ means, const float4* __restrict__ quats, const float* __restrict__ scales,
                  const float* __restrict__ opacities, const float4* __restrict__ world_to_camera,
                  const float* __restrict__ intrinsics, const u32* __restrict__ slots, const float4* __restrict__ eight,
                  const float2* __restrict__ two, float* grad_means, float4* grad_quats, float* grad_scales,
-                 float* grad_opacities, float* grad_colors, int count, int views, int blocks_per_item, int width,
-                 int height, int antialiased, float scale_modifier) {
-    const int b = blockIdx.x / blocks_per_item;
-    const int n = (blockIdx.x - b * blocks_per_item) * 128 + threadIdx.x;
+                 float* grad_opacities, float* grad_colors, int first_item, int count, int views, int blocks_per_item,
+                 int width, int height, int antialiased, float scale_modifier) {
+    const int item = blockIdx.x / blocks_per_item, b = first_item + item;
+    const int n = (blockIdx.x - item * blocks_per_item) * 128 + threadIdx.x;
     if (n >= count) return;
     const size_t source = (size_t)b * count + n;
     const float3 zero = make_float3(0.0f, 0.0f, 0.0f);

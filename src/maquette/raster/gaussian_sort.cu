@@ -171,16 +171,11 @@ sort_small(u32* pairs, const u32* depths, const u32* starts, const u32* ends, u3
         sort_segment<1024, 128, 10>(pairs + start, size, depths);
 }
 
-// Any number of blocks share the `totals[1]` listed tiles; those of more pairs than fit are listed apart.
+// One block a listed tile; those of more pairs than fit are listed apart.
 extern "C" __global__ void __launch_bounds__(512, 3)
-sort_medium(u32* pairs, const u32* depths, const u32* starts, const u32* ends, const int* tiles, const u64* totals,
-            u32 capacity) {
-    const int listed = (int)totals[1];
-    for (int i = blockIdx.x; i < listed; i += gridDim.x) {
-        const u32 start = starts[tiles[i]], end = ends[tiles[i]];
-        if (start < end && end <= capacity) sort_segment<4096, 512, 11>(pairs + start, end - start, depths);
-        __syncthreads();
-    }
+sort_medium(u32* pairs, const u32* depths, const u32* starts, const u32* ends, const int* tiles) {
+    const u32 start = starts[tiles[blockIdx.x]], end = ends[tiles[blockIdx.x]];
+    sort_segment<4096, 512, 11>(pairs + start, end - start, depths);
 }
 
 // One block a listed tile of any size: by buckets, or, where many depths are nearly equal, a stable radix sort by the

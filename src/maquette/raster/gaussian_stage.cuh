@@ -31,10 +31,11 @@ struct Image {
     size_t pixels;
 };
 
-__device__ __forceinline__ Tile load_tile(const u32* starts, const u32* ends, int tiles_x, int tiles_per_view) {
-    const int bv = blockIdx.x / tiles_per_view, tile = blockIdx.x - bv * tiles_per_view;
+__device__ __forceinline__ Tile load_tile(int index, const u32* starts, const u32* ends, int tiles_x,
+                                          int tiles_per_view) {
+    const int bv = index / tiles_per_view, tile = index - bv * tiles_per_view;
     const int row = tile / tiles_x;
-    return {bv, (tile - row * tiles_x) * TILE, row * TILE, starts[blockIdx.x], ends[blockIdx.x]};
+    return {bv, (tile - row * tiles_x) * TILE, row * TILE, starts[index], ends[index]};
 }
 
 // Largest A dx^2 + B dx dy + C dy^2 (A, C < 0) over the pixel centres' box from (x, y) to (x + 7, y + 7).

@@ -171,8 +171,8 @@ def launch(
 
 def current_stream() -> int:
     """Handle of torch's current stream of the current CUDA device, for `launch`."""
-    handle: int = torch.cuda.current_stream().cuda_stream
-    return handle
+    get_handle: Callable[[int], int] = torch._C._cuda_getCurrentRawStream  # without making an object of it
+    return get_handle(torch.cuda.current_device())
 
 
 class _Parameters:
