@@ -85,6 +85,17 @@ def test_guess_of_the_number_of_pairs() -> None:
             assert (a - b).norm() <= 1e-5 * b.norm()
 
 
+def test_gradients_of_a_gaussian_very_far_away() -> None:
+    """Coordinates whose products with their own gradients overflow."""
+    scene = surface_scene(views=1, count=12, height=21, width=18, scale=0.1, seed=1)
+    scene.values[0].view(-1)[26] = -1e20
+    upstream = scene.upstream()
+    _, gradients = run(scene, upstream)
+    _, truth = scene.to(torch.float64).gradients("reference", upstream)
+    for gradient, expected in zip(gradients, truth, strict=True):
+        torch.testing.assert_close(gradient.double(), expected, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("items", [2, 5])
 def test_backward_in_parts(items: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Items that go backward in parts, the last one shorter, have the gradients that they have together."""

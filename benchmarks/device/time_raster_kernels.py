@@ -33,30 +33,28 @@ def measure(scene: BenchScene) -> dict[str, float]:
     upstream = [torch.rand_like(image) for image in cuda.rasterize(*leaves, *views)]
     times: dict[str, list[float]] = defaultdict(list)
 
-    def call() -> None:
+    def total() -> None:
+        torch.autograd.grad(cuda.rasterize(*leaves, *views), leaves, upstream)
+
+    def timed(name: str, function: Callable[[], object]) -> None:
         torch.cuda.synchronize()
         began = time.perf_counter()
-        images = cuda.rasterize(*leaves, *views)
-        times["host forward"].append(1000 * (time.perf_counter() - began))
+        function()
+        times[f"host {name}"].append(1000 * (time.perf_counter() - began))
         torch.cuda.synchronize()
-        times["forward"].append(1000 * (time.perf_counter() - began))
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        images = cuda.rasterize(*leaves, *views)
-        torch.autograd.grad(images, leaves, upstream)
-        times["host total"].append(1000 * (time.perf_counter() - began))
-        torch.cuda.synchronize()
-        times["total"].append(1000 * (time.perf_counter() - began))
+        times[name].append(1000 * (time.perf_counter() - began))
 
     for _ in range(3 + CALLS):
-        call()
+        timed("forward", lambda: cuda.rasterize(*leaves, *views))
+        timed("total", total)
     result = {name: statistics.median(values[3:]) for name, values in times.items()}
-    return {**result, **by_kernel(call)}
+    return {**result, **by_kernel(total)}
 
 
 def by_kernel(call: Callable[[], None]) -> dict[str, float]:
-    """Medians by kernel name over calls whose launches stand between events."""
-    events: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
+    """Medians by kernel name over calls whose launches stand between events; launches of one call are added up."""
+    events: list[tuple[str, Any, Any]] = []
+    sums: dict[str, list[float]] = defaultdict(list)
     plain_launch = cuda.launch
 
     def launch(kernel: Any, *args: Any, **options: Any) -> None:
@@ -64,16 +62,20 @@ def by_kernel(call: Callable[[], None]) -> dict[str, float]:
         start.record()
         plain_launch(kernel, *args, **options)
         end.record()
-        events[kernel.name].append((start, end))
+        events.append((kernel.name, start, end))
 
     cuda.launch = cuda_bins.launch = launch
     try:
-        for _ in range(CALLS):
+        for index in range(CALLS):
+            events.clear()
             call()
+            torch.cuda.synchronize()
+            for name, start, end in events:
+                sums[name] += [0.0] * (index + 1 - len(sums[name]))
+                sums[name][index] += start.elapsed_time(end)
     finally:
         cuda.launch = cuda_bins.launch = plain_launch
-    torch.cuda.synchronize()
-    return {name: statistics.median(a.elapsed_time(b) for a, b in pairs) for name, pairs in events.items()}
+    return {name: statistics.median(values) for name, values in sums.items()}
 
 
 def main() -> None:

@@ -19,7 +19,16 @@ from torch.autograd.function import once_differentiable
 
 from maquette.errors import InvalidInputError, UnsupportedError
 from maquette.raster.channels import CHANNELS, in_threes, joined
-from maquette.raster.cuda_bins import MAX_INDEX, MAX_PARTS, MAX_TILES_PER_VIEW, Bins, Shape, bin_gaussians, shape_of
+from maquette.raster.cuda_bins import (
+    MAX_INDEX,
+    MAX_PARTS,
+    MAX_TILES_PER_VIEW,
+    Bins,
+    Part,
+    Shape,
+    bin_gaussians,
+    shape_of,
+)
 from maquette.raster.nvrtc import launch, load_kernels
 from maquette.raster.reference import Window
 
@@ -160,20 +169,23 @@ class _Rasterize(torch.autograd.Function):
             if bins is None:
                 items_per_part = _items_per_part(shape, saved[9 : 10 + count])
                 bins = bin_gaussians(shape, gaussians, cameras, settings[0], settings[1], True, items_per_part)
-            buffer = images[0].new_empty(max(bins.visible) * _GRADIENT_FLOATS)
-            gradients = [torch.empty_like(value) for value in (*gaussians[:4], gaussians[0])]
+            buffer = images[0].new_empty(max(part.visible for part in bins.parts) * _GRADIENT_FLOATS)
+            gradients: list[Tensor] = []
             group_gradients: list[Tensor | None] = [None] * len(groups)
-            own = None
-            for part in range(math.ceil(shape.items / bins.items_per_part)):
-                sums = buffer[: bins.visible[part] * _GRADIENT_FLOATS].zero_()
+            own, parts, slots = None, bins.parts, bins.slots
+            for part in parts:
+                sums = buffer[: part.visible * _GRADIENT_FLOATS].zero_()
                 for i, (group, image, gradient) in enumerate(zip(groups, extra, upstream[3:], strict=True)):
                     if gradient is not None:
                         _blend_backward(shape, bins, part, group, (image, *images[1:]), (gradient, None, None), sums)
-                        group_gradients[i] = _take_channel_gradients(shape, bins, sums, group)
+                        group_gradients[i] = _take_channel_gradients(shape, slots, sums, group)
                 _blend_backward(shape, bins, part, gaussians[4], images, upstream[:3], sums)
                 if gaussians[4].ndim == 4:
-                    own = _take_channel_gradients(shape, bins, sums, gaussians[4])
-                _project_backward(shape, bins, part, gaussians, cameras, sums, gradients, *settings)
+                    own = _take_channel_gradients(shape, slots, sums, gaussians[4])
+                if part is parts[-1]:
+                    del bins
+                gradients = gradients or [torch.empty_like(value) for value in (*gaussians[:4], gaussians[0])]
+                _project_backward(shape, part, gaussians, cameras, slots, sums, gradients, *settings)
         colors = gradients[4] if own is None else own
         return (*[None] * 7, *gradients[:4], colors, *group_gradients)
 
@@ -185,11 +197,9 @@ def _items_per_part(shape: Shape, channels: tuple[Tensor, ...]) -> int:
     return max(1, math.ceil(shape.items / max(1, min(shape.records // _RECORDS_PER_PART, MAX_PARTS))))
 
 
-def _take_channel_gradients(shape: Shape, bins: Bins, buffer: Tensor, like: Tensor) -> Tensor:
-    """Gradients of three channels `[B, N, 3]` or `[B, V, N, 3]`, taken out of the gradients of the records."""
-    slots = bins.slots
-    assert slots is not None
-    rows = buffer[: 8 * bins.visible[0]].view(-1, 8)[:, 4 : 4 + CHANNELS]
+def _take_channel_gradients(shape: Shape, slots: Tensor, sums: Tensor, like: Tensor) -> Tensor:
+    """Gradients of three channels `[B, N, 3]` or `[B, V, N, 3]`, taken out of the gradients of all records."""
+    rows = sums[: sums.numel() // _GRADIENT_FLOATS * 8].view(-1, 8)[:, 4 : 4 + CHANNELS]
     filled = torch.cat([rows, rows.new_zeros(1, CHANNELS)])  # the last row is that of the culled ones, whose slot is -1
     rows.zero_()
     each = filled[slots.long()].view(shape.items, shape.views, shape.count, CHANNELS)
@@ -212,7 +222,7 @@ def _blend(shape: Shape, bins: Bins, colors: Tensor, background: Tensor, images:
 def _blend_backward(
     shape: Shape,
     bins: Bins,
-    part: int,
+    part: Part,
     colors: Tensor,
     images: tuple[Tensor, ...],
     upstream: tuple[Tensor | None, ...],
@@ -221,11 +231,10 @@ def _blend_backward(
     """Adds to the gradients of the visible records: eight floats each, then two, see gaussian_blend_backward.cu."""
     images_in = [None if g is None else g.contiguous() for g in upstream]
     kernel = load_kernels("gaussian_blend_backward.cu", ("blend_backward",))["blend_backward"]
-    first, items = _items_of(shape, bins, part)
     tiles_per_item = shape.views * shape.tiles_per_view
     launch(
         kernel,
-        items * tiles_per_item,
+        part.items * tiles_per_item,
         _BLEND_THREADS,
         bins.records,
         colors,
@@ -237,15 +246,9 @@ def _blend_backward(
         bins.slots,
         gradients,
         _second_part(gradients),
-        first * tiles_per_item,
+        part.first_item * tiles_per_item,
         *shape.blend_arguments(colors),
     )
-
-
-def _items_of(shape: Shape, bins: Bins, part: int) -> tuple[int, int]:
-    """The first item of a part of the batch, and how many there are."""
-    first = part * bins.items_per_part
-    return first, min(bins.items_per_part, shape.items - first)
 
 
 def _second_part(gradients: Tensor) -> int:
@@ -255,10 +258,10 @@ def _second_part(gradients: Tensor) -> int:
 
 def _project_backward(
     shape: Shape,
-    bins: Bins,
-    part: int,
+    part: Part,
     gaussians: tuple[Tensor, ...],
     cameras: tuple[Tensor, ...],
+    slots: Tensor,
     sums: Tensor,
     gradients: list[Tensor],
     scale_modifier: float,
@@ -267,18 +270,17 @@ def _project_backward(
     """Writes the gradients of means, quats, scales, opacities and of colours that all views share."""
     kernel = load_kernels("gaussian_grad.cu", ("project_backward",))["project_backward"]
     blocks_per_item = math.ceil(shape.count / _GRADIENT_THREADS)
-    first, items = _items_of(shape, bins, part)
     launch(
         kernel,
-        items * blocks_per_item,
+        part.items * blocks_per_item,
         _GRADIENT_THREADS,
         *gaussians[:4],
         *cameras,
-        bins.slots,
+        slots,
         sums,
         _second_part(sums),
         *gradients,
-        first,
+        part.first_item,
         shape.count,
         shape.views,
         blocks_per_item,

@@ -15,6 +15,7 @@ import threading
 import time
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -98,6 +99,14 @@ shape_of = functools.lru_cache(_MAX_SHAPES)(Shape)
 """`Shape`, kept for the next call of the same sizes."""
 
 
+class Part(NamedTuple):
+    """Items of a batch that go backward together: the first one, how many, and their visible records."""
+
+    first_item: int
+    items: int
+    visible: int
+
+
 @dataclass(frozen=True)
 class Bins:
     """Projected Gaussians and, per tile, its segment of the pair list ordered front to back.
@@ -110,9 +119,8 @@ class Bins:
         starts, ends: addresses of the tiles' segments, `[T]` int32.
         slots: number of each record among the visible ones of its part of the batch, in any order, -1 when culled,
             `[BV * N]` int32; None where no gradients will be asked for.
-        items_per_part: items in each part of the batch but the last one.
-        visible: number of visible records of every part, with slots.
-        memory: the allocations.
+        parts: of the batch.
+        memory: the allocations of the addresses.
     """
 
     pairs: Tensor
@@ -120,8 +128,7 @@ class Bins:
     starts: int
     ends: int
     slots: Tensor | None
-    items_per_part: int
-    visible: tuple[int, ...]
+    parts: tuple[Part, ...]
     memory: tuple[Tensor, ...]
 
 
@@ -201,7 +208,9 @@ def _try_bin(
         scratch_lists = (scratch, room.depths, room.starts, room.ends, room.large, room.scratch_starts)
         launch(sorts["sort_large"], num_large, 1024, pairs, *scratch_lists, stream=stream)
     addresses = (room.records, room.starts, room.ends)
-    return Bins(pairs, *addresses, room.slots, items_per_part, tuple(visible), (room.kept, room.counters))
+    firsts = range(0, shape.items, items_per_part)
+    parts = (Part(i, min(items_per_part, shape.items - i), n) for i, n in zip(firsts, visible, strict=False))
+    return Bins(pairs, *addresses, room.slots, tuple(parts), (room.kept, room.counters))
 
 
 @dataclass(frozen=True)
@@ -210,7 +219,8 @@ class _Room:
 
     Attributes:
         kept, passing, counters: the allocations, int32.
-        records, slots, starts: as in `Bins`, in `kept`.
+        slots: as in `Bins`.
+        records, starts: as in `Bins`, in `kept`.
         packed_tiles, depths: of each record, `[BV * N]` of 8 and 4 bytes, in `passing`.
         medium, large, scratch_starts: medium and large tiles, and the starts of the latter in the scratch space,
             `[T]` int32 each, in `passing`.
@@ -221,8 +231,8 @@ class _Room:
     kept: Tensor
     passing: Tensor
     counters: Tensor
-    records: int
     slots: Tensor | None
+    records: int
     starts: int
     packed_tiles: int
     depths: int
@@ -237,19 +247,18 @@ class _Room:
     def for_shape(shape: Shape, device: torch.device, differentiable: bool) -> _Room:
         """Memory for one call."""
         count, tiles = shape.records, shape.tiles
-        slots_end = (_RECORD_FLOATS + differentiable) * count
-        kept = torch.empty(slots_end + tiles, dtype=torch.int32, device=device)
+        kept = torch.empty(_RECORD_FLOATS * count + tiles, dtype=torch.int32, device=device)
         passing = torch.empty(3 * count + 3 * tiles, dtype=torch.int32, device=device)
         counters = torch.zeros(2 * _TOTALS + _COPIES * tiles, dtype=torch.int32, device=device)
-        first, second, third = kept.data_ptr(), passing.data_ptr(), counters.data_ptr()
-        slots = kept[_RECORD_FLOATS * count : slots_end] if differentiable else None
-        medium = second + 12 * count
+        slots = torch.empty(count, dtype=torch.int32, device=device) if differentiable else None
+        records, packed_tiles, totals = kept.data_ptr(), passing.data_ptr(), counters.data_ptr()
+        starts, depths = records + 4 * _RECORD_FLOATS * count, packed_tiles + 8 * count
+        medium = depths + 4 * count
         lists = (medium, medium + 4 * tiles, medium + 8 * tiles)
-        cursors = third + 8 * _TOTALS
+        cursors = totals + 8 * _TOTALS
         ends = cursors + 4 * (_COPIES - 1) * tiles
-        starts = first + 4 * slots_end
-        addresses = (first, slots, starts, second, second + 8 * count, *lists, third, cursors, ends)
-        return _Room(kept, passing, counters, *addresses)
+        addresses = (records, starts, packed_tiles, depths, *lists, totals, cursors, ends)
+        return _Room(kept, passing, counters, slots, *addresses)
 
     def read_totals(self) -> list[int]:
         """The totals, for which the host waits."""

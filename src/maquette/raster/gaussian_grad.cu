@@ -73,7 +73,7 @@ __device__ __forceinline__ void add_view(Sum& sum, const Camera& c, float3 mean,
     const float fx_zz = c.fx * inv_z * inv_z, fy_zz = c.fy * inv_z * inv_z;
     const float v_x = centre.x * c.fx * w - (s.free_x ? fx_zz * v_j02 : 0.0f);
     const float v_y = centre.y * c.fy * w - (s.free_y ? fy_zz * v_j12 : 0.0f);
-    const float v_z = shading.w - (centre.x * c.fx * s.p.x + centre.y * c.fy * s.p.y) * w * w -
+    const float v_z = shading.w - (centre.x * c.fx * (s.p.x * w) + centre.y * c.fy * (s.p.y * w)) * w -
                       fx_zz * (v_j00 - 2.0f * s.near_x * inv_z * v_j02) -
                       fy_zz * (v_j11 - 2.0f * s.near_y * inv_z * v_j12);
     add_scaled(sum.mean, rotation_row(c.x), v_x);
