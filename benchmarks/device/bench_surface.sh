@@ -23,6 +23,6 @@ read -ra ids <<< "$IDS"
 timeout 150 python3 "$ROOT/benchmarks/convert.py" --device cuda --views "${views[@]}" --sets $SETS -o "$OUT" ${COMMIT:+--commit "$COMMIT"} \
   > "$OUT/convert.log" 2>&1 || echo "convert.py failed"
 tail -n 14 "$OUT/convert.log"
-timeout 200 python3 "$ROOT/benchmarks/refine.py" --device cuda --assets "$ASSETS" --ids "${ids[@]}" -o "$OUT" \
+timeout 400 python3 "$ROOT/benchmarks/refine.py" --device cuda --assets "$ASSETS" --ids "${ids[@]}" -o "$OUT" \
   ${COMMIT:+--commit "$COMMIT"} > "$OUT/refine.log" 2>&1 || echo "refine.py failed"
 tail -n 14 "$OUT/refine.log"
