@@ -213,12 +213,15 @@ def _gradient(patch: Patch, maps: NormalMaps, views: Tensor, *, flat: bool) -> D
     device, cameras = maps.cameras.device, maps.cameras[views]
     vertices = torch.from_numpy(patch.state[:, _POSITION]).float().to(device).requires_grad_()
     faces = torch.from_numpy(patch.faces).to(device)
-    corners = vertices[faces]
+    # Not by an index in brackets: on a GPU its gradient sorts, and adds up in turn what goes to one row.
+    corners = vertices.index_select(0, faces.reshape(-1)).reshape(-1, 3, 3)
     crossed = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     fragments = rasterize_mesh(vertices, faces, cameras)
     seen = fragments.triangle_id >= 0
     if flat:
-        shown = functional.normalize(crossed, dim=1)[fragments.triangle_id.clamp_min(0).long()] * seen[..., None]
+        ids = fragments.triangle_id[seen].long()
+        shown = vertices.new_zeros(*seen.shape, 3)
+        shown[seen] = functional.normalize(crossed, dim=1).index_select(0, ids)
     else:
         summed = torch.zeros_like(vertices).index_add(0, faces.reshape(-1), crossed.repeat_interleave(3, dim=0))
         weights = surface_weights(vertices, faces, cameras, fragments)
