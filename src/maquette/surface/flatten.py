@@ -45,7 +45,7 @@ def flattened(patch: Patch, maps: NormalMaps, freedom: int, rounds: int, shortes
             points = without_folding(points, patch.state[:, freedom, None] * _towards(points, faces, wanted), faces)
         state = patch.state.copy()
         state[:, :3] = points
-        patch = Patch(state, faces, patch.frozen)
+        patch = patch.with_state(state)
         if number < rounds - 2 and mixed.any():
             corners = np.unique(faces[mixed])
             state[corners, -1] = np.minimum(state[corners, -1], np.maximum(_SHORTER * state[corners, -1], shortest))
