@@ -87,17 +87,9 @@ def unfolded(patch: Patch, passes: int) -> Patch:
     """
     for _ in range(passes):
         points = patch.points
-        wrong = folded(points, patch.faces)
-        if not wrong.any():
+        wrong, around = folded(points, patch.faces), np.empty(len(points), np.bool_)
+        if not mesh_kernels.around_wrong(patch.faces, wrong, patch.frozen, around):
             break
-        corners = np.zeros(len(points), bool)
-        corners[patch.faces[wrong]] = True
-        corners &= ~patch.frozen
-        if not corners.any():
-            break
-        around = np.zeros(len(points), bool)
-        around[patch.faces[corners[patch.faces].any(axis=1)]] = True
-        around &= ~patch.frozen
         state = patch.state.copy()
         state[around, :3] = (points[around] + neighbor_means(points, patch.edges[0])[around]) / 2
         patch = patch.with_state(state)

@@ -29,6 +29,32 @@ def corner_sums(faces: Array, values: Array, sums: Array) -> None:
 
 
 @compiled()
+def add_at(rows: Array, weights: Array, values: Array, sums: Array) -> None:
+    """Adds values `[P, 3]` times weights `[P]` to rows `[P]` of `sums` `[M, 3]`."""
+    for index in range(len(rows)):
+        for axis in range(3):
+            sums[rows[index], axis] += weights[index] * values[index, axis]
+
+
+@compiled()
+def dot_at(rows: Array, values: Array, others: Array, dots: Array) -> None:
+    """Products of vectors `[P, 3]` with rows `[P]` of others `[M, 3]` into `dots` `[P]`."""
+    for index in range(len(rows)):
+        row = rows[index]
+        total = values[index, 0] * others[row, 0] + values[index, 1] * others[row, 1]
+        dots[index] = total + values[index, 2] * others[row, 2]
+
+
+@compiled()
+def unit_or_up(sums: Array, normals: Array) -> None:
+    """Unit vectors `[N, 3]` of sums `[N, 3]`; (0, 1, 0) for nothing."""
+    for vertex in range(len(sums)):
+        length = np.sqrt(sums[vertex, 0] ** 2 + sums[vertex, 1] ** 2 + sums[vertex, 2] ** 2)
+        for axis in range(3):
+            normals[vertex, axis] = sums[vertex, axis] / length if length > 0 else (1.0 if axis == 1 else 0.0)
+
+
+@compiled()
 def side_sums(faces: Array, values: Array, sums: Array) -> None:
     """Adds, for every side of a triangle, the value `[N, 3]` at its start to the `sums` `[N, 3]` at its end."""
     for face in range(len(faces)):
@@ -193,6 +219,29 @@ def mark_folded(
 
 
 @compiled()
+def around_wrong(faces: Array, wrong: Array, frozen: Array, around: Array) -> int:
+    """Marks vertices of triangles that share a free corner with a wrong one, unless frozen; returns their number.
+
+    Args:
+        faces: `[M, 3]`; wrong: `[M]`; frozen: vertices `[N]`; around: result `[N]`.
+    """
+    corners = np.zeros(len(frozen), np.bool_)
+    around[:] = False
+    for face in range(len(faces)):
+        if wrong[face]:
+            for corner in faces[face]:
+                corners[corner] = not frozen[corner]
+    number = 0
+    for face in range(len(faces)):
+        a, b, c = faces[face]
+        if corners[a] or corners[b] or corners[c]:
+            for corner in (a, b, c):
+                number += not (frozen[corner] or around[corner])
+                around[corner] = not frozen[corner]
+    return number
+
+
+@compiled()
 def hold_back(
     shifted: Array, faces: Array, crossed: Array, cosine: float, smaller: float, factor: float, moving: Array
 ) -> int:
@@ -230,8 +279,9 @@ def shift_to_planes(points: Array, faces: Array, area: Array, wanted: Array, sum
         points: `[N, 3]`; faces: `[M, 3]`; area: weights `[M]`; wanted: unit normals of the planes `[M, 3]`.
         sums: result `[N, 3]`; total: weights at the vertices `[N]`.
     """
+    middle = np.empty(3)
     for face in range(len(faces)):
-        middle = np.zeros(3)
+        middle[:] = 0
         for corner in range(3):
             for axis in range(3):
                 middle[axis] += points[faces[face, corner], axis] / 3.0
