@@ -90,5 +90,5 @@ def spread(field: Array, cells: Array, share: Array, passes: int) -> None:
                     for z in range(k - 1, k + 2):
                         total += field[x, y, z]
             means[cell] = total / np.float32(27) / share[cell]
-        for cell in numba.prange(len(cells)):
+        for cell in range(len(cells)):  # not in parallel: Numba would make one loop of both
             field[cells[cell, 0], cells[cell, 1], cells[cell, 2]] = means[cell]
