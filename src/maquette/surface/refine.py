@@ -224,9 +224,10 @@ def _gradient(patch: Patch, cameras: Cameras, wanted: Tensor, *, flat: bool) -> 
     fragments = rasterize_mesh(vertices, faces, cameras)
     seen = fragments.triangle_id >= 0
     if flat:
-        ids = fragments.triangle_id[seen].long()
+        at = seen.nonzero(as_tuple=True)
+        ids = fragments.triangle_id[at].long()
         shown = vertices.new_zeros(*seen.shape, 3)
-        shown[seen] = functional.normalize(crossed, dim=1).index_select(0, ids)
+        shown[at] = functional.normalize(crossed, dim=1).index_select(0, ids)
     else:
         summed = torch.zeros_like(vertices).index_add(0, faces.reshape(-1), crossed.repeat_interleave(3, dim=0))
         weights = surface_weights(vertices, faces, cameras, fragments)

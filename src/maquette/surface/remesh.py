@@ -40,7 +40,7 @@ class Patch:
 
     @property
     def points(self) -> Doubles:
-        """Positions `[N, 3]`, a copy."""
+        """Positions `[N, 3]`, contiguous."""
         return np.ascontiguousarray(self.state[:, :3])
 
     @property
