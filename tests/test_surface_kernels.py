@@ -191,8 +191,9 @@ def test_step_of_the_optimizer(step: int) -> None:
     gradient, middle, normals = generator.normal(0, 3, (50, 3)), *generator.normal(size=(2, 50, 3))
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
     parts, pull, pace = np.array([0.2 / (1 - 0.8**step), 0.3 / (1 - 0.7**step)]), 0.4, 0.25
+    size = 1.5
     points, speed, freedom, length = state[:, :3], state[:, 4:5], state[:, 8:9], state[:, 9:]
-    pulled = gradient + pull * speed * (points - middle)
+    pulled = gradient + pull * size * speed * (points - middle)
     limit = 10 * np.abs(state[:, 5:8]) + 1e-30
     pulled = pulled.clip(-limit, limit) if step > 1 else pulled
     mean = state[:, 5:8] + parts[0] * (pulled - state[:, 5:8])
@@ -205,7 +206,7 @@ def test_step_of_the_optimizer(step: int) -> None:
     after[:, 3], after[:, 4], after[:, 5:8] = squares, np.linalg.norm(velocity, axis=1), mean
     after[:, 9] = (state[:, 9] * (1 + 0.1 * (after[:, 4] - 0.3))).clip(0.1, 0.9)
     shift = np.empty((50, 3))
-    refine_kernels.advance(state, gradient, pull, middle, normals, parts, pace, 0.1, 0.9, shift)
+    refine_kernels.advance(state, gradient, pull, size, middle, normals, parts, pace, 0.1, 0.9, shift)
     np.testing.assert_allclose(state, after, rtol=1e-12)
     np.testing.assert_allclose(shift, wanted, rtol=1e-9, atol=1e-12)
 

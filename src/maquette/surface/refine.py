@@ -255,10 +255,10 @@ def _moved(
 ) -> Patch:
     """One step of the optimizer."""
     state, points, shift = patch.state.copy(), patch.points, np.empty((len(patch.state), 3))
-    middle, normals = neighbor_means(points, patch.edges[0]), smooth_normals(points, patch.faces)
-    pull = options.laplacian * float(np.abs(gradient).mean())
+    middle, normals = neighbor_means(points, patch.edges[0]), smooth_normals(points, patch.faces).astype(np.float64)
+    mean = float(np.abs(gradient).mean())
     parts = np.array([(1 - moment) / (1 - moment**step) for moment in _MOMENTS])
     pace = rate * min(1.0, step * (1 - _MOMENTS[0]))
-    advance(state, gradient, pull, middle, normals.astype(np.float64), parts, pace, *limits, shift)
+    advance(state, gradient, options.laplacian, mean, middle, normals, parts, pace, *limits, shift)
     state[:, _POSITION] = without_turning(points, shift, patch.faces)
     return patch.with_state(state)

@@ -14,15 +14,16 @@ _SMOOTHING = 0.05
 
 @compiled()
 def advance(
-    state: Array, gradient: Array, pull: float, middle: Array, normals: Array, parts: Array, pace: float, low: float,
-    high: float, shift: Array,
+    state: Array, gradient: Array, pull: float, mean: float, middle: Array, normals: Array, parts: Array, pace: float,
+    low: float, high: float, shift: Array,
 ) -> None:  # fmt: skip
     """Updates what the optimizer knows of every vertex, and says how far it should move.
 
     Args:
         state: position (3), mean of squares, speed, mean gradient (3), freedom and wanted edge length, `[N, 10]`; all
             but the position and the freedom is changed.
-        gradient: `[N, 3]`; pull: to the middle of the neighbours, per speed and distance.
+        gradient: `[N, 3]`; mean: of its absolute values; pull: to the middle of the neighbours, per speed and distance,
+            relative to that mean.
         middle: of the neighbours `[N, 3]`; normals: unit `[N, 3]`.
         parts: shares of the new gradient in its mean, and of its square in theirs, `[2]`; 1 in the first step.
         pace: of the step, in edge lengths.
@@ -34,7 +35,7 @@ def advance(
         here, squares, along = state[vertex], 0.0, 0.0
         for axis in range(3):
             across = here[axis] - middle[vertex, axis]
-            value = gradient[vertex, axis] + pull * here[4] * across
+            value = gradient[vertex, axis] + pull * here[4] * across * mean
             if parts[0] < 1.0:
                 limit = _MAX_GRADIENT * abs(here[5 + axis]) + 1e-30
                 value = min(max(value, -limit), limit)
