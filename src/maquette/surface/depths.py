@@ -7,6 +7,7 @@ one view says another one has to confirm, else it is dropped.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,8 +62,11 @@ def depth_maps(maps: NormalMaps, front: Tensor) -> Tensor:
     """
     views = _prepared(maps)
     found = torch.zeros_like(front, dtype=torch.float64)
-    for view in range(len(front)):
-        piece, relative = _pieces(views, view)
+    turned = views.normals @ views.matrices[:, None, :3, :3].mT
+    seen = zip(views.covered.numpy(), turned.numpy(), views.rays.numpy(), views.pinhole.tolist(), strict=True)
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        pieces = list(pool.map(_pieces, seen))
+    for view, (piece, relative) in enumerate(pieces):
         _place(views, view, piece, relative, front[view].double(), found)
     return _agreeing(views, found)
 
@@ -80,20 +84,24 @@ def _prepared(maps: NormalMaps) -> _Views:
     return _Views(cameras, positions, maps.normals.double(), maps.alpha > _COVERED, possible, rays, matrices, pinhole)
 
 
-def _pieces(views: _Views, view: int) -> tuple[NDArray[np.int64], Doubles]:
-    """Number of every pixel's piece `[H, W]`, -1 for none, and its logarithm of depth up to a constant of the piece."""
+def _pieces(
+    seen: tuple[NDArray[np.bool_], Doubles, Doubles, list[float]],
+) -> tuple[NDArray[np.int64], Doubles]:
+    """Number of every pixel's piece `[H, W]`, -1 for none, and its logarithm of depth up to a constant of the piece.
+
+    Args:
+        seen: a view's covered pixels `[H, W]`, their normals and rays in its axes `[H, W, 3]`, and fx, fy, cx, cy.
+    """
     from scipy import sparse
     from scipy.sparse import csgraph
     from scipy.sparse.linalg import spsolve
 
-    covered = views.covered[view].numpy()
-    normals = (views.normals[view] @ views.matrices[view, :3, :3].T).numpy()
-    rays = views.rays[view].numpy()
+    covered, normals, rays, pinhole = seen
     index = np.full(covered.shape, -1)
     count = int(covered.sum())
     index[covered] = np.arange(count)
     first, second, slope, change = [], [], [], []
-    for axis, focal in ((1, float(views.pinhole[view, 0])), (0, float(views.pinhole[view, 1]))):
+    for axis, focal in ((1, pinhole[0]), (0, pinhole[1])):
         here, there = (
             tuple(np.take(a, range(s, a.shape[axis] - 1 + s), axis) for a in (covered, normals, rays, index))
             for s in (0, 1)

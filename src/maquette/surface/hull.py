@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -46,7 +48,8 @@ def hull_mesh(maps: NormalMaps, *, resolution: int = HULL_POINTS, min_part: floa
 def hull_field(maps: NormalMaps) -> Field:
     """Distance to the hull's surface in world units, about, positive inside; on the CPU."""
     maps = maps.to("cpu")
-    distances = torch.stack([_signed_distance(alpha) for alpha in maps.alpha])[:, None]
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        distances = torch.stack(list(pool.map(_signed_distance, maps.alpha)))[:, None]
 
     def inside(points: Tensor) -> Tensor:
         screen = screen_points(points.double(), maps.cameras)
