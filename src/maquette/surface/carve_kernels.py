@@ -32,7 +32,7 @@ def confirm(
     Args:
         view: whose pixels these are.
         rays: of the pixels, in the axes of the camera `[P, 3]`; normals: in the world `[P, 3]`.
-        depths: supposed ones `[K, P]`.
+        depths: supposed ones `[K, P]`, NaN for none.
         matrices: from the world to the cameras `[V, 4, 4]`; positions: of the cameras `[V, 3]`; pinhole: `[V, 4]`.
         possible: where a view may show something `[V, H, W]`; shown: its normals `[V, H, W, 3]`.
         confirmed: result `[K, P]`.

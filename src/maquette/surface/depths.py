@@ -130,17 +130,53 @@ def _pieces(
     return piece, relative
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """Pixels of a piece, their logarithms of depth up to a constant, its least value, and some of the pixels."""
+
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    shape: Doubles
+    lowest: float
+    some: NDArray[np.int64]
+
+
 def _place(views: _Views, view: int, piece: NDArray[np.int64], relative: Doubles, front: Tensor, found: Tensor) -> None:
     """Finds the distance of every piece of a view and writes the depth of what the other views confirm to `found`.
 
     What looks like one piece can be two, one behind the other, with the same normal: every pixel chooses among the
     distances that suit many of them, by what is confirmed around it.
     """
-    start = front.log().numpy()
+    pieces = _listed(piece, relative, front.log().numpy())
+    candidates = _candidates(views, view, pieces) if pieces else []
+    listed = [(p, np.exp(p.shape + offsets[:, None])) for p, offsets in zip(pieces, candidates, strict=True)]
+    listed = [(p, depths) for p, depths in listed if len(depths)]
+    if not listed:
+        return
+    ends = np.cumsum([len(p.rows) for p, _ in listed])
+    together = np.full((max(len(depths) for _, depths in listed), ends[-1]), np.nan)
+    for (_, depths), end in zip(listed, ends, strict=True):
+        together[: len(depths), end - depths.shape[1] : end] = depths
+    rows, columns = (np.concatenate([getattr(p, name) for p, _ in listed]) for name in ("rows", "columns"))
+    answers = _confirmed(views, view, rows, columns, together)
+    for (p, depths), end in zip(listed, ends, strict=True):
+        confirmed = answers[: len(depths), end - depths.shape[1] : end]
+        around = _around(confirmed, p.rows, p.columns)
+        total = around + _PRIOR * confirmed.mean(axis=1)[:, None]
+        # A farther piece with the same normal, hidden here, is confirmed as well: the nearest one is seen.
+        best = (total >= _NEARLY * total.max(axis=0)).argmax(axis=0)
+        each = np.arange(len(p.rows))
+        good = (around[best, each] > _LEAST_SCORE) & (confirmed[best, each] > 0)
+        found.numpy()[view, p.rows[good], p.columns[good]] = depths[best, each][good]
+
+
+def _listed(piece: NDArray[np.int64], relative: Doubles, start: Doubles) -> list[_Piece]:
+    """The pieces that are large enough, as far as a surface (`start`, the logarithm of its depth) lies before them."""
     generator = np.random.default_rng(0)
     order = np.argsort(piece, axis=None, kind="stable")
     sizes = np.bincount(piece.reshape(-1) + 1)
     ends = np.cumsum(sizes)
+    pieces = []
     for number in np.flatnonzero(sizes[1:] >= _LEAST_PIXELS):
         rows, columns = np.unravel_index(order[ends[number] : ends[number + 1]], piece.shape)
         inside = np.isfinite(start[rows, columns])
@@ -149,19 +185,8 @@ def _place(views: _Views, view: int, piece: NDArray[np.int64], relative: Doubles
         rows, columns = rows[inside], columns[inside]
         shape = relative[rows, columns]
         lowest = float(np.quantile(start[rows, columns] - shape, 0.1)) - 2 * _STEP
-        some = generator.permutation(len(rows))[:_POINTS]
-        offsets = _candidates(views, view, rows[some], columns[some], shape[some], lowest)
-        if not len(offsets):
-            continue
-        depths = np.exp(shape + offsets[:, None])
-        confirmed = _confirmed(views, view, rows, columns, depths)
-        around = _around(confirmed, rows, columns)
-        total = around + _PRIOR * confirmed.mean(axis=1)[:, None]
-        # A farther piece with the same normal, hidden here, is confirmed as well: the nearest one is seen.
-        best = (total >= _NEARLY * total.max(axis=0)).argmax(axis=0)
-        each = np.arange(len(rows))
-        good = (around[best, each] > _LEAST_SCORE) & (confirmed[best, each] > 0)
-        found.numpy()[view, rows[good], columns[good]] = depths[best, each][good]
+        pieces.append(_Piece(rows, columns, shape, lowest, generator.permutation(len(rows))[:_POINTS]))
+    return pieces
 
 
 def _around(values: Doubles, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Doubles:
@@ -176,21 +201,24 @@ def _around(values: Doubles, rows: NDArray[np.int64], columns: NDArray[np.int64]
     return mean
 
 
-def _candidates(
-    views: _Views, view: int, rows: NDArray[np.int64], columns: NDArray[np.int64], shape: Doubles, lowest: float
-) -> Doubles:
-    """Offsets of the logarithm of depth at which the other views agree with a piece, or with much of it."""
+def _candidates(views: _Views, view: int, pieces: list[_Piece]) -> list[Doubles]:
+    """Offsets of the logarithm of depth at which the other views agree with a piece, or with much of it, for each."""
     from scipy import ndimage
 
-    offsets = lowest + _STEP * np.arange(int(_REACH / _STEP), dtype=np.float64)
-    confirmed = _confirmed(views, view, rows, columns, np.exp(offsets[:, None] + shape[None]))
-    peaks = np.zeros(len(offsets), bool)
-    for curve in (confirmed.mean(axis=1), (confirmed > _SURE).mean(axis=1)):
-        highest = ndimage.maximum_filter1d(curve, 2 * _APART + 1, mode="nearest")
-        peak = (curve >= highest) & (curve >= _LEAST_PEAK)
-        if peak.any():
-            peaks |= peak & (curve >= np.sort(curve[peak])[-_PEAKS:][0])
-    chosen: Doubles = offsets[peaks]
+    offsets = [p.lowest + _STEP * np.arange(int(_REACH / _STEP), dtype=np.float64) for p in pieces]
+    depths = [np.exp(o[:, None] + p.shape[p.some]) for p, o in zip(pieces, offsets, strict=True)]
+    rows, columns = np.concatenate([(p.rows[p.some], p.columns[p.some]) for p in pieces], axis=1)
+    answers = _confirmed(views, view, rows, columns, np.concatenate(depths, axis=1))
+    ends, chosen = np.cumsum([len(p.some) for p in pieces]), []
+    for own, p, end in zip(offsets, pieces, ends, strict=True):
+        confirmed = np.ascontiguousarray(answers[:, end - len(p.some) : end])
+        peaks = np.zeros(len(own), bool)
+        for curve in (confirmed.mean(axis=1), (confirmed > _SURE).mean(axis=1)):
+            highest = ndimage.maximum_filter1d(curve, 2 * _APART + 1, mode="nearest")
+            peak = (curve >= highest) & (curve >= _LEAST_PEAK)
+            if peak.any():
+                peaks |= peak & (curve >= np.sort(curve[peak])[-_PEAKS:][0])
+        chosen.append(own[peaks])
     return chosen
 
 
