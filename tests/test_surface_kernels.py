@@ -218,6 +218,7 @@ def test_gradient_of_flat_shading_is_that_of_an_index() -> None:
     wanted = torch.cat([maps.normals[views], maps.alpha[views][..., None]], dim=-1)
     patch = patch_of(points, faces, np.ones(len(points)))
     gradient = refine._gradient(patch, cameras, wanted, flat=True)
+    assert (refine._gradient(patch, cameras, wanted, flat=True) == gradient).all()
     vertices, corners = torch.from_numpy(points).float().requires_grad_(), torch.from_numpy(faces)
     a, b, c = vertices[corners].unbind(1)
     fragments = rasterize_mesh(vertices, corners, cameras)
