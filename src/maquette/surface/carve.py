@@ -14,12 +14,14 @@ from torch.nn import functional
 from maquette.cameras import Cameras
 from maquette.errors import InvalidInputError
 from maquette.mesh import Mesh
+from maquette.raster.cpu_jit import kernel_threads
 from maquette.raster.mesh import rasterize_mesh
 from maquette.raster.shading import screen_points
+from maquette.surface.carve_kernels import spread
 from maquette.surface.depths import depth_maps
-from maquette.surface.fields import sample_field
+from maquette.surface.fields import field_mesh, sample_field
 from maquette.surface.fusion import smooth_normals
-from maquette.surface.hull import hull_box, hull_field, hull_mesh
+from maquette.surface.hull import HULL_POINTS, hull_box, hull_field
 from maquette.surface.normal_maps import NormalMaps
 from maquette.surface.triangles import marching_cubes
 from maquette.surface.volume import clean_volume
@@ -55,11 +57,11 @@ def carved_mesh(maps: NormalMaps, *, resolution: int = 96, min_part: float = 0.0
     maps = small = maps.to("cpu")
     while min(small.cameras.height, small.cameras.width) >= 2 * _MAPS_PX:
         small = small.halved()
-    hull = hull_mesh(maps, min_part=min_part)
-    front = rasterize_mesh(hull.vertices, hull.faces, small.cameras)
-    depths = depth_maps(small, front.depth)
     inside = hull_field(maps)
     low, high = hull_box(inside)
+    hull = field_mesh(inside, low, high, resolution=HULL_POINTS, levels=0, min_part=min_part)
+    front = rasterize_mesh(hull.vertices, hull.faces, small.cameras)
+    depths = depth_maps(small, front.depth)
     values, _ = sample_field(inside, low, high, resolution, levels=0)
     spacing = max(b - a for a, b in zip(low, high, strict=True)) / (resolution - 1)
     field = _carved(torch.from_numpy(values), torch.tensor(low), spacing, small, depths)
@@ -89,15 +91,12 @@ def _carved(hull: Tensor, low: Tensor, spacing: float, maps: NormalMaps, depths:
     inner[solid] = torch.where(known, sums / total.clamp_min(1e-9), band)
     unknown = torch.zeros_like(solid)
     unknown[solid] = ~known
-    share = _means(solid.float()).clamp_min(1e-3)
-    for _ in range(_SPREADS):
-        # The outside of the hull takes no part: where nothing is known, the hull stays.
-        inner = torch.where(unknown, _means(inner) / share, inner)
-    return torch.minimum(hull, inner)
-
-
-def _means(field: Tensor) -> Tensor:
-    return functional.avg_pool3d(field[None, None], 3, 1, 1)[0, 0]
+    # The outside of the hull takes no part: where nothing is known, the hull stays.
+    share = functional.avg_pool3d(solid.float()[None, None], 3, 1, 1)[0, 0].clamp_min(1e-3)
+    bordered = functional.pad(inner, (1, 1, 1, 1, 1, 1)).numpy()
+    with kernel_threads():
+        spread(bordered, np.ascontiguousarray(unknown.nonzero().numpy() + 1), share[unknown].numpy(), _SPREADS)
+    return torch.minimum(hull, torch.from_numpy(bordered[1:-1, 1:-1, 1:-1]))
 
 
 def _behind(points: Tensor, camera: Cameras, normals: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:

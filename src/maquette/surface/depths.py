@@ -7,6 +7,7 @@ one view says another one has to confirm, else it is dropped.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from maquette.cameras import Cameras
+from maquette.raster.cpu_jit import kernel_threads
 from maquette.raster.mesh import pinhole_parameters
+from maquette.surface.carve_kernels import confirm
 from maquette.surface.manifold import Doubles
 from maquette.surface.normal_maps import NormalMaps
 
@@ -28,10 +31,6 @@ _POINTS = 300
 """Pixels of a piece that take part in the search, at most."""
 _STEP, _REACH = 0.003, 0.6
 """Of the search, in the logarithm of depth, from the given surface inwards."""
-_FACING = 0.15
-"""Cosine to its line of sight from which another view counts."""
-_ALIKE, _EQUAL = 0.9, 0.99
-"""Cosines of normals from which two pixels may show the same surface, and surely look the same."""
 _SURE, _LEAST_PEAK, _PEAKS, _APART = 0.8, 0.1, 4, 4
 """Distances worth a closer look: highest within so many steps, on the mean and on the share of sure pixels."""
 _WINDOW, _PRIOR, _NEARLY, _LEAST_SCORE = 9, 1.0, 0.7, 0.45
@@ -42,9 +41,10 @@ _NEAR = 0.02
 
 @dataclass(frozen=True)
 class _Views:
-    """Normal maps prepared for look-ups: camera axes are OpenCV's."""
+    """Normal maps prepared for look-ups, on the CPU: camera axes are OpenCV's."""
 
     cameras: Cameras
+    positions: Tensor
     normals: Tensor
     covered: Tensor
     possible: Tensor
@@ -57,13 +57,16 @@ def depth_maps(maps: NormalMaps, front: Tensor) -> Tensor:
     """Depth along z of what the maps show, `[V, H, W]` float64; 0 where nothing certain is known.
 
     Args:
-        maps: three or more; small ones (256 pixels) do.
+        maps: three or more, on the CPU; small ones (256 pixels) do.
         front: depth of a surface that nothing lies in front of, such as the visual hull's, `[V, H, W]`; 0 for none.
     """
     views = _prepared(maps)
     found = torch.zeros_like(front, dtype=torch.float64)
-    for view in range(len(front)):
-        piece, relative = _pieces(views, view)
+    turned = views.normals @ views.matrices[:, None, :3, :3].mT
+    seen = zip(views.covered.numpy(), turned.numpy(), views.rays.numpy(), views.pinhole.tolist(), strict=True)
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        pieces = list(pool.map(_pieces, seen))
+    for view, (piece, relative) in enumerate(pieces):
         _place(views, view, piece, relative, front[view].double(), found)
     return _agreeing(views, found)
 
@@ -71,32 +74,34 @@ def depth_maps(maps: NormalMaps, front: Tensor) -> Tensor:
 def _prepared(maps: NormalMaps) -> _Views:
     cameras = maps.cameras
     pinhole = pinhole_parameters(cameras).double()
-    device = cameras.device
-    column = torch.arange(cameras.width, device=device).double() + 0.5
-    row = torch.arange(cameras.height, device=device).double() + 0.5
+    column, row = torch.arange(cameras.width).double() + 0.5, torch.arange(cameras.height).double() + 0.5
     x = (column[None, :] - pinhole[:, 2, None]) / pinhole[:, 0, None]
     y = (row[None, :] - pinhole[:, 3, None]) / pinhole[:, 1, None]
     shape = (len(pinhole), cameras.height, cameras.width)
     rays = torch.stack([x[:, None, :].expand(shape), y[:, :, None].expand(shape), torch.ones(shape).to(x)], dim=-1)
     possible = torch.nn.functional.max_pool2d((maps.alpha > 0)[:, None].float(), 3, 1, 1)[:, 0] > 0
-    matrices = cameras.world_to_camera.double()
-    return _Views(cameras, maps.normals.double(), maps.alpha > _COVERED, possible, rays, matrices, pinhole)
+    matrices, positions = cameras.world_to_camera.double(), cameras.positions.double()
+    return _Views(cameras, positions, maps.normals.double(), maps.alpha > _COVERED, possible, rays, matrices, pinhole)
 
 
-def _pieces(views: _Views, view: int) -> tuple[NDArray[np.int64], Doubles]:
-    """Number of every pixel's piece `[H, W]`, -1 for none, and its logarithm of depth up to a constant of the piece."""
+def _pieces(
+    seen: tuple[NDArray[np.bool_], Doubles, Doubles, list[float]],
+) -> tuple[NDArray[np.int64], Doubles]:
+    """Number of every pixel's piece `[H, W]`, -1 for none, and its logarithm of depth up to a constant of the piece.
+
+    Args:
+        seen: a view's covered pixels `[H, W]`, their normals and rays in its axes `[H, W, 3]`, and fx, fy, cx, cy.
+    """
     from scipy import sparse
     from scipy.sparse import csgraph
     from scipy.sparse.linalg import spsolve
 
-    covered = views.covered[view].cpu().numpy()
-    normals = (views.normals[view] @ views.matrices[view, :3, :3].T).cpu().numpy()
-    rays = views.rays[view].cpu().numpy()
+    covered, normals, rays, pinhole = seen
     index = np.full(covered.shape, -1)
     count = int(covered.sum())
     index[covered] = np.arange(count)
     first, second, slope, change = [], [], [], []
-    for axis, focal in ((1, float(views.pinhole[view, 0])), (0, float(views.pinhole[view, 1]))):
+    for axis, focal in ((1, pinhole[0]), (0, pinhole[1])):
         here, there = (
             tuple(np.take(a, range(s, a.shape[axis] - 1 + s), axis) for a in (covered, normals, rays, index))
             for s in (0, 1)
@@ -125,17 +130,53 @@ def _pieces(views: _Views, view: int) -> tuple[NDArray[np.int64], Doubles]:
     return piece, relative
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """Pixels of a piece, their logarithms of depth up to a constant, its least value, and some of the pixels."""
+
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    shape: Doubles
+    lowest: float
+    some: NDArray[np.int64]
+
+
 def _place(views: _Views, view: int, piece: NDArray[np.int64], relative: Doubles, front: Tensor, found: Tensor) -> None:
     """Finds the distance of every piece of a view and writes the depth of what the other views confirm to `found`.
 
     What looks like one piece can be two, one behind the other, with the same normal: every pixel chooses among the
     distances that suit many of them, by what is confirmed around it.
     """
-    start = front.log().cpu().numpy()
+    pieces = _listed(piece, relative, front.log().numpy())
+    candidates = _candidates(views, view, pieces) if pieces else []
+    listed = [(p, np.exp(p.shape + offsets[:, None])) for p, offsets in zip(pieces, candidates, strict=True)]
+    listed = [(p, depths) for p, depths in listed if len(depths)]
+    if not listed:
+        return
+    ends = np.cumsum([len(p.rows) for p, _ in listed])
+    together = np.full((max(len(depths) for _, depths in listed), ends[-1]), np.nan)
+    for (_, depths), end in zip(listed, ends, strict=True):
+        together[: len(depths), end - depths.shape[1] : end] = depths
+    rows, columns = (np.concatenate([getattr(p, name) for p, _ in listed]) for name in ("rows", "columns"))
+    answers = _confirmed(views, view, rows, columns, together)
+    for (p, depths), end in zip(listed, ends, strict=True):
+        confirmed = answers[: len(depths), end - depths.shape[1] : end]
+        around = _around(confirmed, p.rows, p.columns)
+        total = around + _PRIOR * confirmed.mean(axis=1)[:, None]
+        # A farther piece with the same normal, hidden here, is confirmed as well: the nearest one is seen.
+        best = (total >= _NEARLY * total.max(axis=0)).argmax(axis=0)
+        each = np.arange(len(p.rows))
+        good = (around[best, each] > _LEAST_SCORE) & (confirmed[best, each] > 0)
+        found.numpy()[view, p.rows[good], p.columns[good]] = depths[best, each][good]
+
+
+def _listed(piece: NDArray[np.int64], relative: Doubles, start: Doubles) -> list[_Piece]:
+    """The pieces that are large enough, as far as a surface (`start`, the logarithm of its depth) lies before them."""
     generator = np.random.default_rng(0)
     order = np.argsort(piece, axis=None, kind="stable")
     sizes = np.bincount(piece.reshape(-1) + 1)
     ends = np.cumsum(sizes)
+    pieces = []
     for number in np.flatnonzero(sizes[1:] >= _LEAST_PIXELS):
         rows, columns = np.unravel_index(order[ends[number] : ends[number + 1]], piece.shape)
         inside = np.isfinite(start[rows, columns])
@@ -144,20 +185,8 @@ def _place(views: _Views, view: int, piece: NDArray[np.int64], relative: Doubles
         rows, columns = rows[inside], columns[inside]
         shape = relative[rows, columns]
         lowest = float(np.quantile(start[rows, columns] - shape, 0.1)) - 2 * _STEP
-        some = generator.permutation(len(rows))[:_POINTS]
-        offsets = _candidates(views, view, rows[some], columns[some], shape[some], lowest)
-        if not len(offsets):
-            continue
-        depths = torch.from_numpy(np.exp(shape + offsets[:, None])).to(found)
-        agreed, outside = _confirmed(views, view, rows, columns, depths)
-        around = _around((agreed - outside).cpu().numpy(), rows, columns)
-        total = around + _PRIOR * (agreed - outside).mean(dim=1).cpu().numpy()[:, None]
-        # A farther piece with the same normal, hidden here, is confirmed as well: the nearest one is seen.
-        best = (total >= _NEARLY * total.max(axis=0)).argmax(axis=0)
-        each = np.arange(len(rows))
-        good = (around[best, each] > _LEAST_SCORE) & ((agreed - outside).cpu().numpy()[best, each] > 0)
-        chosen = depths[torch.from_numpy(best), torch.from_numpy(each)]
-        found[view, torch.from_numpy(rows[good]), torch.from_numpy(columns[good])] = chosen[torch.from_numpy(good)]
+        pieces.append(_Piece(rows, columns, shape, lowest, generator.permutation(len(rows))[:_POINTS]))
+    return pieces
 
 
 def _around(values: Doubles, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Doubles:
@@ -172,60 +201,37 @@ def _around(values: Doubles, rows: NDArray[np.int64], columns: NDArray[np.int64]
     return mean
 
 
-def _candidates(
-    views: _Views, view: int, rows: NDArray[np.int64], columns: NDArray[np.int64], shape: Doubles, lowest: float
-) -> Doubles:
-    """Offsets of the logarithm of depth at which the other views agree with a piece, or with much of it."""
-    offsets = lowest + _STEP * np.arange(int(_REACH / _STEP))
-    depths = torch.from_numpy(np.exp(offsets[:, None] + shape[None])).to(views.rays)
-    agreed, outside = _confirmed(views, view, rows, columns, depths)
-    confirmed = agreed - outside
-    peaks = torch.zeros(len(offsets), dtype=torch.bool)
-    for curve in (confirmed.mean(dim=1), (confirmed > _SURE).double().mean(dim=1)):
-        highest = torch.nn.functional.max_pool1d(curve[None, None], 2 * _APART + 1, 1, _APART)[0, 0]
-        peak = (curve >= highest) & (curve >= _LEAST_PEAK)
-        peak &= curve >= curve[peak].topk(min(_PEAKS, int(peak.sum()))).values.min() if peak.any() else peak
-        peaks |= peak.cpu()
-    chosen: Doubles = offsets[peaks.numpy()]
+def _candidates(views: _Views, view: int, pieces: list[_Piece]) -> list[Doubles]:
+    """Offsets of the logarithm of depth at which the other views agree with a piece, or with much of it, for each."""
+    from scipy import ndimage
+
+    offsets = [p.lowest + _STEP * np.arange(int(_REACH / _STEP), dtype=np.float64) for p in pieces]
+    depths = [np.exp(o[:, None] + p.shape[p.some]) for p, o in zip(pieces, offsets, strict=True)]
+    rows, columns = np.concatenate([(p.rows[p.some], p.columns[p.some]) for p in pieces], axis=1)
+    answers = _confirmed(views, view, rows, columns, np.concatenate(depths, axis=1))
+    ends, chosen = np.cumsum([len(p.some) for p in pieces]), []
+    for own, p, end in zip(offsets, pieces, ends, strict=True):
+        confirmed = np.ascontiguousarray(answers[:, end - len(p.some) : end])
+        peaks = np.zeros(len(own), bool)
+        for curve in (confirmed.mean(axis=1), (confirmed > _SURE).mean(axis=1)):
+            highest = ndimage.maximum_filter1d(curve, 2 * _APART + 1, mode="nearest")
+            peak = (curve >= highest) & (curve >= _LEAST_PEAK)
+            if peak.any():
+                peaks |= peak & (curve >= np.sort(curve[peak])[-_PEAKS:][0])
+        chosen.append(own[peaks])
     return chosen
 
 
 def _confirmed(
-    views: _Views, view: int, rows: NDArray[np.int64], columns: NDArray[np.int64], depths: Tensor
-) -> tuple[Tensor, Tensor]:
-    """How far the other views that a point faces show its normal, 0..1, and whether one shows nothing there.
-
-    Args:
-        views, view: the maps, and whose pixels these are.
-        rows, columns: of the pixels `[P]`.
-        depths: supposed ones `[K, P]`.
-
-    Returns:
-        Two tensors `[K, P]`.
-    """
-    at = (torch.from_numpy(rows), torch.from_numpy(columns))
-    rotation, shift = views.matrices[view, :3, :3], views.matrices[view, :3, 3]
-    points = (views.rays[view][at] * depths[..., None] - shift) @ rotation
-    normals = views.normals[view][at]
-    others = [i for i in range(len(views.matrices)) if i != view]
-    total, agreed = torch.zeros_like(depths), torch.zeros_like(depths)
-    outside = torch.zeros_like(depths)
-    for other in others:
-        seen, shown = _look_up(views, other, points)
-        towards = views.cameras.positions[other].to(points) - points
-        facing = (towards * normals).sum(dim=-1) / towards.norm(dim=-1)
-        weight = torch.where(facing > _FACING, facing, 0.0)
-        alike = ((shown * normals).sum(dim=-1) - _ALIKE) / (_EQUAL - _ALIKE)
-        total += weight
-        agreed += weight * alike.clamp(0, 1) * seen
-        outside = torch.maximum(outside, 1.0 - seen.to(outside))
-    return agreed / total.clamp_min(1e-6), outside
-
-
-def _look_up(views: _Views, view: int, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether a view may show something at points `[..., 3]`, and the normals that it shows there."""
-    column, row, inside, _ = _projected(views, view, points)
-    return views.possible[view][row, column] & inside, views.normals[view][row, column]
+    views: _Views, view: int, rows: NDArray[np.int64], columns: NDArray[np.int64], depths: Doubles
+) -> Doubles:
+    """How far the other views confirm supposed depths `[K, P]` of a view's pixels, `[K, P]`; see `confirm`."""
+    confirmed = np.empty(depths.shape)
+    pixels = (views.rays.numpy()[view, rows, columns], views.normals.numpy()[view, rows, columns])
+    cameras = (views.matrices.numpy(), views.positions.numpy(), views.pinhole.numpy())
+    with kernel_threads():
+        confirm(view, *pixels, depths, *cameras, views.possible.numpy(), views.normals.numpy(), confirmed)
+    return confirmed
 
 
 def _projected(views: _Views, view: int, points: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

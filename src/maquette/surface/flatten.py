@@ -45,7 +45,7 @@ def flattened(patch: Patch, maps: NormalMaps, freedom: int, rounds: int, shortes
             points = without_folding(points, patch.state[:, freedom, None] * _towards(points, faces, wanted), faces)
         state = patch.state.copy()
         state[:, :3] = points
-        patch = Patch(state, faces, patch.frozen)
+        patch = patch.with_state(state)
         if number < rounds - 2 and mixed.any():
             corners = np.unique(faces[mixed])
             state[corners, -1] = np.minimum(state[corners, -1], np.maximum(_SHORTER * state[corners, -1], shortest))
@@ -61,24 +61,33 @@ def wanted_normals(points: Doubles, faces: Faces, maps: NormalMaps) -> tuple[Dou
     device = maps.cameras.device
     fragments = rasterize_mesh(torch.from_numpy(points).to(device), torch.from_numpy(faces).to(device), maps.cameras)
     chosen = (fragments.triangle_id >= 0) & (maps.alpha > _COVERED)
-    ids = fragments.triangle_id[chosen].cpu().numpy()
-    shown = maps.normals[chosen].double().cpu().numpy()
-    middle = (27 * fragments.barycentrics[chosen].double().cpu().numpy().prod(axis=1)) ** 2 + _RIM
+    ids, shown = fragments.triangle_id[chosen].cpu().numpy(), maps.normals[chosen].cpu().double().numpy()
+    weights = fragments.barycentrics[chosen].cpu().double().numpy()
+    middle = (27 * weights[:, 0] * weights[:, 1] * weights[:, 2]) ** 2 + _RIM
     own = _unit(cross_products(points, faces))
-    similar = (shown * own[ids]).sum(axis=1) > _MOST_TURN
+    similar = _cosines(ids, shown, own) > _MOST_TURN
     ids, shown, middle = ids[similar], shown[similar], middle[similar]
 
-    def mean(weights: NDArray[np.float64]) -> Doubles:
-        return np.stack([np.bincount(ids, weights * shown[:, i], len(faces)) for i in range(3)], axis=1)
+    def mean(weights: Doubles) -> Doubles:
+        sums = np.zeros((len(faces), 3))
+        mesh_kernels.add_at(ids, weights, shown, sums)
+        return sums
 
     # Where two normals meet in a triangle, that of its middle wins: a mean would be a bevel.
     normals = _unit(mean(middle))
     for _ in range(_SHARPER):
-        normals = _unit(mean(middle * np.exp(_KEEN * ((shown * normals[ids]).sum(axis=1) - 1))))
+        normals = _unit(mean(middle * np.exp(_KEEN * (_cosines(ids, shown, normals) - 1))))
     pixels = np.bincount(ids, minlength=len(faces))
     together = np.linalg.norm(mean(np.ones(len(ids))), axis=1)
     mixed: NDArray[np.bool_] = (pixels >= _LEAST_PIXELS) & (together < (1 - _SPREAD) * pixels)
     return np.where((pixels > 0)[:, None], normals, own), mixed
+
+
+def _cosines(ids: NDArray[np.int32], vectors: Doubles, normals: Doubles) -> Doubles:
+    """Products of vectors `[P, 3]` with the normals of their triangles, `[P]`."""
+    cosines = np.empty(len(ids))
+    mesh_kernels.dot_at(ids, vectors, normals, cosines)
+    return cosines
 
 
 def _towards(points: Doubles, faces: Faces, wanted: Doubles) -> Doubles:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from maquette.surface import mesh_kernels
 from maquette.surface.manifold import Doubles, Faces, same_rows, topology
-from maquette.surface.remesh import Patch, remeshed, unique_edges
+from maquette.surface.remesh import Patch, face_neighbors, remeshed, unique_edges
 
 _THIN = 0.02
 """Least height of a triangle, relative to its longest side."""
@@ -51,15 +51,12 @@ def folded(points: Doubles, faces: Faces) -> NDArray[np.bool_]:
 
 def without_turning(points: Doubles, shift: Doubles, faces: Faces) -> Doubles:
     """Shifted points; corners of triangles that would turn by more than about 60 degrees or collapse stay behind."""
-    old = cross_products(points, faces)
+    crossed = cross_products(points, faces)
     moving = np.ones(len(points))
-    wrong = np.empty(len(faces), np.bool_)
     for attempt in range(12):
         shifted: Doubles = points + moving[:, None] * shift
-        mesh_kernels.mark_turned(old, cross_products(shifted, faces), 0.5, 0.1, wrong)
-        if not wrong.any():
+        if not mesh_kernels.hold_back(shifted, faces, crossed, 0.5, 0.1, 0.5 if attempt < 4 else 0.0, moving):
             return shifted
-        moving[faces[wrong].reshape(-1)] *= 0.5 if attempt < 4 else 0.0
     return points
 
 
@@ -88,19 +85,14 @@ def unfolded(patch: Patch, passes: int) -> Patch:
         patch: with the position in the first three columns of its state.
         passes: at most so many; it ends when nothing is folded.
     """
-    edges, _ = unique_edges(patch.faces)
     for _ in range(passes):
-        wrong = folded(patch.state[:, :3], patch.faces)
-        corners = np.unique(patch.faces[wrong])
-        corners = corners[~patch.frozen[corners]]
-        if not len(corners):
+        points = patch.points
+        wrong, around = folded(points, patch.faces), np.empty(len(points), np.bool_)
+        if not mesh_kernels.around_wrong(patch.faces, wrong, patch.frozen, around):
             break
         state = patch.state.copy()
-        around = np.unique(edges[np.isin(edges, corners).any(axis=1)])
-        around = around[~patch.frozen[around]]
-        points = state[:, :3]
-        state[around, :3] = (points[around] + neighbor_means(points, edges)[around]) / 2
-        patch = Patch(state, patch.faces, patch.frozen)
+        state[around, :3] = (points[around] + neighbor_means(points, patch.edges[0])[around]) / 2
+        patch = patch.with_state(state)
     return patch
 
 
@@ -113,10 +105,18 @@ def mended(patch: Patch) -> Patch:
         single = points.astype(np.float32).astype(np.float64)
         wrong = folded(single, patch.faces)
         wrong &= ~patch.frozen[patch.faces].any(axis=1)
-        if not wrong.any() and topology(single, patch.faces).watertight:
+        if not wrong.any() and _watertight(patch, single):
             break
         patch = cut_folds(patch, attempt // 2) if attempt % 2 else remeshed(patch)
     return patch
+
+
+def _watertight(patch: Patch, points: Doubles) -> bool:
+    """As `topology` says for a patch at other points; quickly where no two vertices share a place."""
+    apart = int(same_rows(points).max()) + 1 == len(points)
+    if apart and mesh_kernels.one_fan_each(patch.faces, face_neighbors(patch), len(points)):
+        return True
+    return topology(points, patch.faces).watertight
 
 
 def cut_folds(patch: Patch, rings: int) -> Patch:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,10 +17,11 @@ from maquette.surface.normal_maps import NormalMaps
 
 _BOX_POINTS = 48
 _LIMIT = 1.0
-_LEVELS = 0
+HULL_POINTS = 72
+"""Grid points along the longest side of the hull's box."""
 
 
-def hull_mesh(maps: NormalMaps, *, resolution: int = 72, min_part: float = 0.02) -> Mesh:
+def hull_mesh(maps: NormalMaps, *, resolution: int = HULL_POINTS, min_part: float = 0.02) -> Mesh:
     """Marching cubes of the visual hull inside the box [-1, 1]^3.
 
     Every map says by its coverage where the object is; what lies outside a picture's frame is taken to be empty. A
@@ -39,13 +42,14 @@ def hull_mesh(maps: NormalMaps, *, resolution: int = 72, min_part: float = 0.02)
         raise InvalidInputError(f"the resolution of a hull must lie in 16..256, got {resolution}")
     inside = hull_field(maps)
     low, high = hull_box(inside)
-    return field_mesh(inside, low, high, resolution=resolution, levels=_LEVELS, min_part=min_part)
+    return field_mesh(inside, low, high, resolution=resolution, levels=0, min_part=min_part)
 
 
 def hull_field(maps: NormalMaps) -> Field:
     """Distance to the hull's surface in world units, about, positive inside; on the CPU."""
     maps = maps.to("cpu")
-    distances = torch.stack([_signed_distance(alpha) for alpha in maps.alpha])[:, None]
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        distances = torch.stack(list(pool.map(_signed_distance, maps.alpha)))[:, None]
 
     def inside(points: Tensor) -> Tensor:
         screen = screen_points(points.double(), maps.cameras)

@@ -29,6 +29,32 @@ def corner_sums(faces: Array, values: Array, sums: Array) -> None:
 
 
 @compiled()
+def add_at(rows: Array, weights: Array, values: Array, sums: Array) -> None:
+    """Adds values `[P, 3]` times weights `[P]` to rows `[P]` of `sums` `[M, 3]`."""
+    for index in range(len(rows)):
+        for axis in range(3):
+            sums[rows[index], axis] += weights[index] * values[index, axis]
+
+
+@compiled()
+def dot_at(rows: Array, values: Array, others: Array, dots: Array) -> None:
+    """Products of vectors `[P, 3]` with rows `[P]` of others `[M, 3]` into `dots` `[P]`."""
+    for index in range(len(rows)):
+        row = rows[index]
+        total = values[index, 0] * others[row, 0] + values[index, 1] * others[row, 1]
+        dots[index] = total + values[index, 2] * others[row, 2]
+
+
+@compiled()
+def unit_or_up(sums: Array, normals: Array) -> None:
+    """Unit vectors `[N, 3]` of sums `[N, 3]`; (0, 1, 0) for nothing."""
+    for vertex in range(len(sums)):
+        length = np.sqrt(sums[vertex, 0] ** 2 + sums[vertex, 1] ** 2 + sums[vertex, 2] ** 2)
+        for axis in range(3):
+            normals[vertex, axis] = sums[vertex, axis] / length if length > 0 else (1.0 if axis == 1 else 0.0)
+
+
+@compiled()
 def side_sums(faces: Array, values: Array, sums: Array) -> None:
     """Adds, for every side of a triangle, the value `[N, 3]` at its start to the `sums` `[N, 3]` at its end."""
     for face in range(len(faces)):
@@ -77,40 +103,95 @@ def edges_of(faces: Array, count: int, edges: Array, sides: Array) -> int:
         faces: `[M, 3]`; count: number of vertices.
         edges: result `[3 M, 2]`, of which the first ones are filled; sides: result `[M, 3]`.
     """
-    starts = np.zeros(count + 1, np.int64)
+    starts = np.zeros(count + 1, np.int32)
     for face in range(len(faces)):
         for corner in range(3):
             starts[min(faces[face, corner], faces[face, (corner + 1) % 3]) + 1] += 1
     for vertex in range(count):
         starts[vertex + 1] += starts[vertex]
     ends = starts.copy()
-    listed = np.empty((3 * len(faces), 2), np.int64)
+    # The larger vertex of every side and the side itself, in one number, sorted within the smaller vertex.
+    listed = np.empty(3 * len(faces), np.int64)
     for face in range(len(faces)):
         for corner in range(3):
             a, b = faces[face, corner], faces[face, (corner + 1) % 3]
-            low, high = min(a, b), max(a, b)
+            low, packed = min(a, b), (max(a, b) << 32) | (3 * face + corner)
             position = ends[low]
             ends[low] += 1
-            while position > starts[low] and listed[position - 1, 0] > high:
-                listed[position, 0], listed[position, 1] = listed[position - 1, 0], listed[position - 1, 1]
+            while position > starts[low] and listed[position - 1] > packed:
+                listed[position] = listed[position - 1]
                 position -= 1
-            listed[position, 0], listed[position, 1] = high, 3 * face + corner
+            listed[position] = packed
     number = 0
     for vertex in range(count):
+        last = -1
         for position in range(starts[vertex], starts[vertex + 1]):
-            if position == starts[vertex] or listed[position, 0] != listed[position - 1, 0]:
-                edges[number, 0], edges[number, 1] = vertex, listed[position, 0]
+            high, side = listed[position] >> 32, listed[position] & 0xFFFFFFFF
+            if high != last:
+                edges[number, 0], edges[number, 1] = vertex, high
                 number += 1
-            side = listed[position, 1]
+                last = high
             sides[side // 3, side % 3] = number - 1
     return number
 
 
 @compiled()
+def neighbors_of(faces: Array, sides: Array, first: Array, neighbors: Array) -> None:
+    """The triangle across every side, -1 where an edge has not two triangles that run along it in opposite directions.
+
+    Args:
+        faces, sides: `[M, 3]`, see `edges_of`; first: scratch, -1 for every edge `[E]`; neighbors: result `[M, 3]`.
+    """
+    for face in range(len(faces)):
+        for corner in range(3):
+            neighbors[face, corner] = -1
+            edge = sides[face, corner]
+            if first[edge] == -1:
+                first[edge] = 3 * face + corner
+            elif first[edge] >= 0:
+                other, there = first[edge] // 3, first[edge] % 3
+                if faces[other, there] == faces[face, (corner + 1) % 3] and faces[other, there] != faces[face, corner]:
+                    neighbors[face, corner], neighbors[other, there] = other, face
+                first[edge] = -2 - first[edge]
+            else:
+                other, there = (-2 - first[edge]) // 3, (-2 - first[edge]) % 3
+                across = neighbors[other, there]
+                neighbors[other, there] = -1
+                for side in range(3):
+                    if across >= 0 and sides[across, side] == edge:
+                        neighbors[across, side] = -1
+
+
+@compiled()
+def one_fan_each(faces: Array, neighbors: Array, count: int) -> bool:
+    """Whether the triangles around every one of `count` vertices follow each other in one ring."""
+    corners, start = np.zeros(count, np.int64), np.full(count, -1, np.int64)
+    for face in range(len(faces)):
+        for corner in range(3):
+            if neighbors[face, corner] < 0:
+                return False
+            corners[faces[face, corner]] += 1
+            start[faces[face, corner]] = face
+    for vertex in range(count):
+        face, left = start[vertex], corners[vertex]
+        while left > 0:
+            corner = 0
+            while faces[face, corner] != vertex:
+                corner += 1
+            face = neighbors[face, (corner + 2) % 3]
+            left -= 1
+            if face == start[vertex]:
+                break
+        if left > 0:
+            return False
+    return True
+
+
+@compiled()
 def mark_folded(
     points: Array, faces: Array, crossed: Array, sums: Array, agree: float, thin: float, wrong: Array
-) -> None:
-    """Marks triangles that face away from their corners' normals, or whose height is next to nothing.
+) -> int:
+    """Marks triangles that face away from their corners' normals, or whose height is next to nothing; their number.
 
     Args:
         points: `[N, 3]`; faces: `[M, 3]`.
@@ -118,60 +199,76 @@ def mark_folded(
         agree: least mean cosine, times three; thin: least height relative to the longest side.
         wrong: result `[M]`.
     """
+    norms, number = np.empty(len(sums)), 0
+    for vertex in range(len(sums)):
+        norms[vertex] = max(np.sqrt(sums[vertex, 0] ** 2 + sums[vertex, 1] ** 2 + sums[vertex, 2] ** 2), 1e-300)
     for face in range(len(faces)):
         dot, longest = 0.0, 0.0
         length = np.sqrt(crossed[face, 0] ** 2 + crossed[face, 1] ** 2 + crossed[face, 2] ** 2)
         for corner in range(3):
             here, after = faces[face, corner], faces[face, (corner + 1) % 3]
-            norm = np.sqrt(sums[here, 0] ** 2 + sums[here, 1] ** 2 + sums[here, 2] ** 2)
             along, side = 0.0, 0.0
             for axis in range(3):
                 along += crossed[face, axis] * sums[here, axis]
                 side += (points[here, axis] - points[after, axis]) ** 2
-            dot += along / max(norm, 1e-300)
+            dot += along / norms[here]
             longest = max(longest, side)
         wrong[face] = dot <= agree * length or length <= thin * longest
+        number += wrong[face]
+    return number
 
 
 @compiled()
-def mark_turned(old: Array, new: Array, cosine: float, smaller: float, wrong: Array) -> None:
-    """Marks triangles whose normal turns too far, or whose area shrinks too much.
+def around_wrong(faces: Array, wrong: Array, frozen: Array, around: Array) -> int:
+    """Marks vertices of triangles that share a free corner with a wrong one, unless frozen; returns their number.
 
     Args:
-        old, new: cross products `[M, 3]`; cosine: least one; smaller: least share of the area; wrong: result `[M]`.
+        faces: `[M, 3]`; wrong: `[M]`; frozen: vertices `[N]`; around: result `[N]`.
     """
-    for face in range(len(old)):
-        dot = old[face, 0] * new[face, 0] + old[face, 1] * new[face, 1] + old[face, 2] * new[face, 2]
-        before = np.sqrt(old[face, 0] ** 2 + old[face, 1] ** 2 + old[face, 2] ** 2)
-        after = np.sqrt(new[face, 0] ** 2 + new[face, 1] ** 2 + new[face, 2] ** 2)
-        wrong[face] = dot < cosine * before * after or after < smaller * before
+    corners = np.zeros(len(frozen), np.bool_)
+    around[:] = False
+    for face in range(len(faces)):
+        if wrong[face]:
+            for corner in faces[face]:
+                corners[corner] = not frozen[corner]
+    number = 0
+    for face in range(len(faces)):
+        a, b, c = faces[face]
+        if corners[a] or corners[b] or corners[c]:
+            for corner in (a, b, c):
+                number += not (frozen[corner] or around[corner])
+                around[corner] = not frozen[corner]
+    return number
 
 
 @compiled()
-def mark_slivers(points: Array, faces: Array, least: float, thin: Array) -> None:
-    """Marks triangles whose quality (1 for equal sides, 0 without area) is less than `least`; points `[N, >= 3]`."""
+def hold_back(
+    shifted: Array, faces: Array, crossed: Array, cosine: float, smaller: float, factor: float, moving: Array
+) -> int:
+    """Lets the corners of triangles that turn too far, or shrink too much, move less; returns the triangles' number.
+
+    Args:
+        shifted: points `[N, 3]`; faces: `[M, 3]`; crossed: cross products before the shift `[M, 3]`.
+        cosine: least one of the turn; smaller: least share of the area.
+        factor: on the share of the way `moving` `[N]` of these corners.
+    """
+    number = 0
+    touched = np.zeros(len(shifted), np.bool_)
     for face in range(len(faces)):
         a, b, c = faces[face, 0], faces[face, 1], faces[face, 2]
-        total, area = 0.0, 0.0
-        for i in range(3):
-            j, k = (i + 1) % 3, (i + 2) % 3
-            total += (points[a, i] - points[b, i]) ** 2 + (points[b, i] - points[c, i]) ** 2
-            total += (points[c, i] - points[a, i]) ** 2
-            area += (
-                (points[b, j] - points[a, j]) * (points[c, k] - points[a, k])
-                - (points[b, k] - points[a, k]) * (points[c, j] - points[a, j])
-            ) ** 2
-        thin[face] = 2.0 * np.sqrt(3.0) * np.sqrt(area) < least * total
-
-
-@compiled()
-def side_lengths(points: Array, pairs: Array, lengths: Array) -> None:
-    """Distances of pairs `[E, 2]` of points `[N, >= 3]` into `lengths` `[E]`."""
-    for pair in range(len(pairs)):
-        total = 0.0
-        for axis in range(3):
-            total += (points[pairs[pair, 0], axis] - points[pairs[pair, 1], axis]) ** 2
-        lengths[pair] = np.sqrt(total)
+        ax, ay, az = shifted[b, 0] - shifted[a, 0], shifted[b, 1] - shifted[a, 1], shifted[b, 2] - shifted[a, 2]
+        bx, by, bz = shifted[c, 0] - shifted[a, 0], shifted[c, 1] - shifted[a, 1], shifted[c, 2] - shifted[a, 2]
+        x, y, z = ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx
+        dot = crossed[face, 0] * x + crossed[face, 1] * y + crossed[face, 2] * z
+        before = np.sqrt(crossed[face, 0] ** 2 + crossed[face, 1] ** 2 + crossed[face, 2] ** 2)
+        after = np.sqrt(x**2 + y**2 + z**2)
+        if dot < cosine * before * after or after < smaller * before:
+            number += 1
+            touched[a], touched[b], touched[c] = True, True, True
+    for vertex in range(len(shifted)):
+        if touched[vertex]:
+            moving[vertex] *= factor
+    return number
 
 
 @compiled()
@@ -182,8 +279,9 @@ def shift_to_planes(points: Array, faces: Array, area: Array, wanted: Array, sum
         points: `[N, 3]`; faces: `[M, 3]`; area: weights `[M]`; wanted: unit normals of the planes `[M, 3]`.
         sums: result `[N, 3]`; total: weights at the vertices `[N]`.
     """
+    middle = np.empty(3)
     for face in range(len(faces)):
-        middle = np.zeros(3)
+        middle[:] = 0
         for corner in range(3):
             for axis in range(3):
                 middle[axis] += points[faces[face, corner], axis] / 3.0

@@ -25,20 +25,18 @@ from maquette.surface.folds import cut_folds, mended, neighbor_means, unfolded, 
 from maquette.surface.fusion import smooth_normals
 from maquette.surface.manifold import Doubles, Faces, separate_sheets, topology
 from maquette.surface.normal_maps import NormalMaps
-from maquette.surface.remesh import Patch, remeshed, unique_edges
+from maquette.surface.refine_kernels import advance
+from maquette.surface.remesh import Patch, face_neighbors, remeshed, unique_edges
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
 
 _MOMENTS = (0.8, 0.8)
-_WANTED_SPEED = 0.3
-_GAIN = 0.1
-_MAX_GRADIENT = 10.0
-_SMOOTHING = 0.05
 _LAST_RATE = 0.15
 _FINE, _FINE_FROM = 2.0, 0.7
 """From this share of the steps on, no edge is wanted longer than so many times the smallest one."""
-_POSITION, _SQUARES, _SPEED, _MEAN, _FREEDOM, _LENGTH = slice(0, 3), 3, 4, slice(5, 8), 8, 9
+_POSITION, _FREEDOM, _LENGTH = slice(0, 3), 8, 9
+"""Columns of the state that this module looks at; `refine_kernels.advance` lists all."""
 _SMALL_PX = 512
 """Maps of at least so many pixels are halved for the steps; the last stage takes them whole."""
 _FLAT_FROM = 0.6
@@ -121,11 +119,12 @@ def refine(
         patch = _restricted(patch, maps.cameras.to("cpu"), region, region_view)
     generator = torch.Generator().manual_seed(options.seed)
     small = maps.halved() if min(maps.cameras.height, maps.cameras.width) >= _SMALL_PX else maps
+    wanted = torch.cat([small.normals * small.alpha[..., None], small.alpha[..., None]], dim=-1)
     for step in range(options.steps):
         share = step / max(options.steps - 1, 1)
         rate = options.rate * _LAST_RATE**share
         views = torch.randperm(maps.cameras.batch_shape[0], generator=generator)[: options.views_per_step]
-        gradient = _gradient(patch, small, views, flat=share >= _FLAT_FROM)
+        gradient = _gradient(patch, small.cameras[views], wanted[views], flat=share >= _FLAT_FROM)
         patch = _moved(patch, gradient, step + 1, rate, options, _edge_limits(options, share, scale))
         patch = unfolded(remeshed(patch), 1)
         if share >= _MEND_FROM and step % _MEND_EVERY == 0:
@@ -208,25 +207,35 @@ def region_freedom(points: Doubles, faces: Faces, camera: Cameras, region: Tenso
     return freedom
 
 
-def _gradient(patch: Patch, maps: NormalMaps, views: Tensor, *, flat: bool) -> Doubles:
-    """Gradient of the mean absolute difference of normals and coverage, `[N, 3]`; flat or smooth shading."""
-    device, cameras = maps.cameras.device, maps.cameras[views]
-    vertices = torch.from_numpy(patch.state[:, _POSITION]).float().to(device).requires_grad_()
+def _gradient(patch: Patch, cameras: Cameras, wanted: Tensor, *, flat: bool) -> Doubles:
+    """Gradient of the mean absolute difference of normals and coverage, `[N, 3]`; flat or smooth shading.
+
+    Args:
+        patch: the surface.
+        cameras, wanted: what should be seen, and from where: normals times coverage, and coverage, `[V, H, W, 4]`.
+        flat: triangles are shaded by their own normals, not by those of the vertices.
+    """
+    device = cameras.device
+    vertices = torch.from_numpy(patch.points).float().to(device).requires_grad_()
     faces = torch.from_numpy(patch.faces).to(device)
-    corners = vertices[faces]
+    # Not by an index in brackets: on a GPU its gradient sorts, and adds up in turn what goes to one row.
+    corners = vertices.index_select(0, faces.reshape(-1)).reshape(-1, 3, 3)
     crossed = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     fragments = rasterize_mesh(vertices, faces, cameras)
     seen = fragments.triangle_id >= 0
     if flat:
-        shown = functional.normalize(crossed, dim=1)[fragments.triangle_id.clamp_min(0).long()] * seen[..., None]
+        at = seen.nonzero(as_tuple=True)
+        ids = fragments.triangle_id[at].long()
+        shown = vertices.new_zeros(*seen.shape, 3)
+        shown[at] = functional.normalize(crossed, dim=1).index_select(0, ids)
     else:
         summed = torch.zeros_like(vertices).index_add(0, faces.reshape(-1), crossed.repeat_interleave(3, dim=0))
         weights = surface_weights(vertices, faces, cameras, fragments)
         smooth = interpolate(functional.normalize(summed, dim=1), faces, fragments.triangle_id, weights)
         shown = functional.normalize(smooth, dim=-1)
     picture = torch.cat([shown, seen[..., None].float()], dim=-1)
-    drawn = antialias(picture, vertices, faces, cameras, fragments)
-    wanted = torch.cat([maps.normals[views] * maps.alpha[views][..., None], maps.alpha[views][..., None]], dim=-1)
+    neighbors = torch.from_numpy(face_neighbors(patch)).to(device)
+    drawn = antialias(picture, vertices, faces, cameras, fragments, neighbors=neighbors)
     torch.autograd.backward((drawn - wanted).abs().mean())
     gradient: Doubles = (
         torch.nan_to_num(vertices.grad if vertices.grad is not None else vertices).double().cpu().numpy()
@@ -245,30 +254,11 @@ def _moved(
     patch: Patch, gradient: Doubles, step: int, rate: float, options: RefineOptions, limits: tuple[float, float]
 ) -> Patch:
     """One step of the optimizer."""
-    state = patch.state.copy()
-    points, speed = state[:, _POSITION].copy(), state[:, _SPEED]
-    edges, _ = unique_edges(patch.faces)
-    middle = neighbor_means(points, edges)
-    gradient = gradient + options.laplacian * speed[:, None] * (points - middle) * np.abs(gradient).mean()
-    if step > 1:
-        limit = _MAX_GRADIENT * np.abs(state[:, _MEAN]) + 1e-30
-        gradient = gradient.clip(-limit, limit)
-    for column, value, moment in (
-        (_MEAN, gradient, _MOMENTS[0]),
-        (_SQUARES, (gradient**2).sum(axis=1), _MOMENTS[1]),
-    ):
-        part = (1 - moment) / (1 - moment**step)
-        state[:, column] += part * (value - state[:, column])
-    velocity = state[:, _MEAN] / (np.sqrt(state[:, _SQUARES])[:, None] + 1e-30)
-    length, freedom = state[:, _LENGTH], state[:, _FREEDOM]
-    state[:, _SPEED] = np.linalg.norm(velocity, axis=1)
-    ramp = min(1.0, step * (1 - _MOMENTS[0]))
-    shift = -rate * ramp * length[:, None] * velocity
-    # Tangential smoothing evens the triangles out without shrinking the shape.
-    normals = smooth_normals(points, patch.faces).astype(np.float64)
-    across = middle - points
-    shift += _SMOOTHING * (across - (across * normals).sum(axis=1, keepdims=True) * normals)
-    state[:, _POSITION] = without_turning(points, freedom[:, None] * shift, patch.faces)
-    growth = 1 + _GAIN * (state[:, _SPEED] - _WANTED_SPEED)
-    state[:, _LENGTH] = (length * growth).clip(*limits)
-    return Patch(state, patch.faces, patch.frozen)
+    state, points, shift = patch.state.copy(), patch.points, np.empty((len(patch.state), 3))
+    middle, normals = neighbor_means(points, patch.edges[0]), smooth_normals(points, patch.faces).astype(np.float64)
+    mean = float(np.abs(gradient).mean())
+    parts = np.array([(1 - moment) / (1 - moment**step) for moment in _MOMENTS])
+    pace = rate * min(1.0, step * (1 - _MOMENTS[0]))
+    advance(state, gradient, options.laplacian, mean, middle, normals, parts, pace, *limits, shift)
+    state[:, _POSITION] = without_turning(points, shift, patch.faces)
+    return patch.with_state(state)

@@ -38,6 +38,6 @@ def vertex_normals(vertices: NDArray[np.float64], faces: NDArray[np.int64]) -> F
     crossed, summed = np.empty((len(faces), 3)), np.zeros((len(vertices), 3))
     mesh_kernels.cross(np.ascontiguousarray(vertices), faces, crossed)
     mesh_kernels.corner_sums(faces, crossed, summed)
-    length = np.linalg.norm(summed, axis=1, keepdims=True)
-    unit: Floats = np.where(length > 0, summed / np.where(length > 0, length, 1), (0.0, 1.0, 0.0)).astype(np.float32)
+    unit = np.empty((len(vertices), 3), np.float32)
+    mesh_kernels.unit_or_up(summed, unit)
     return unit
