@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,13 +15,11 @@ from maquette.errors import InvalidInputError
 from maquette.raster.cpu_jit import kernel_threads
 from maquette.raster.mesh import rasterize_mesh
 from maquette.raster.shading import interpolate
-from maquette.surface import tsdf_torch
+from maquette.surface import tsdf_cuda
 from maquette.surface.captures import Captures
-from maquette.surface.manifold import Faces
 from maquette.surface.triangles import Floats
 from maquette.surface.tsdf import gather_colors
 
-_CPU = torch.device("cpu")
 _DEPTH_TOLERANCE = 0.01
 """A point this far behind the mesh that a view sees is still seen; the object has radius 1."""
 _NEAREST_OF = 50_000
@@ -61,59 +59,63 @@ def chart_texels(vertices: Tensor, normals: Tensor, uvs: Tensor, faces: Tensor, 
     return Charts(seen.reshape(size, size).numpy(), both[:, :3].contiguous().numpy(), unit.numpy())
 
 
-def bake_texture(
-    captures: Captures, vertices: Tensor, faces: Tensor, charts: Charts, device: torch.device = _CPU
-) -> Tensor:
-    """Texture `[S, S, 4]` of what the views show, seams dilated over all that no chart covers.
+def bake_texture(captures: Captures, vertices: Tensor, faces: Tensor, charts: Charts) -> Tensor:
+    """Texture `[S, S, 4]` of what the views show, seams dilated over all that no chart covers; on the CPU.
 
     Args:
         captures: the views.
         vertices: `[N, 3]`; faces: `[M, 3]`: the mesh, in the views' coordinates, which hides parts of itself.
         charts: of the texture.
-        device: where it is computed.
     """
-    colors = bake_colors(captures, vertices.numpy(), faces.numpy(), charts.points, charts.normals, device)
+    colors = bake_colors(captures, vertices, faces, charts.points, charts.normals)
     texture = np.ones((*charts.covered.shape, 4), np.float32)
     texture[charts.covered, :3] = colors
     return torch.from_numpy(dilate(texture, charts.covered))
 
 
-def bake_colors(
-    captures: Captures,
-    vertices: NDArray[Any],
-    faces: Faces,
-    points: NDArray[Any],
-    normals: Floats,
-    device: torch.device = _CPU,
-) -> Floats:
+def bake_colors(captures: Captures, vertices: Tensor, faces: Tensor, points: NDArray[Any], normals: Floats) -> Floats:
     """Colours `[P, 3]` of points on a mesh; those that no view sees take the colour of the nearest one that is seen.
 
     Args:
         captures: the views.
         vertices: `[N, 3]`; faces: `[M, 3]`: the mesh, in the views' coordinates, which hides parts of itself.
         points, normals: `[P, 3]`.
-        device: where it is computed.
+
+    Raises:
+        InvalidInputError: no view sees any of the points.
+    """
+    device = captures.device
+    fragments = rasterize_mesh(vertices.to(device), faces.to(device), captures.cameras)
+    trust = torch.where(fragments.triangle_id >= 0, captures.color_trust, 0.0)
+    return view_colors(captures, fragments.depth, trust, points, normals, tolerance=_DEPTH_TOLERANCE)
+
+
+def view_colors(
+    captures: Captures, depth: Tensor, trust: Tensor, points: NDArray[Any], normals: Floats, *, tolerance: float
+) -> Floats:
+    """Colours `[P, 3]` that views show at points; those that no view sees take that of the nearest one that is seen.
+
+    Args:
+        captures: the views.
+        depth: of what hides points from the views, `[V, H, W]`.
+        trust: weight of the colour of each pixel, `[V, H, W]`.
+        points, normals: `[P, 3]`.
+        tolerance: how far a point may lie from what a view sees and still be seen.
 
     Raises:
         InvalidInputError: no view sees any of the points.
     """
     from scipy import spatial
 
-    corners, triangles = torch.from_numpy(vertices).to(device), torch.from_numpy(faces).to(device)
-    fragments = rasterize_mesh(corners, triangles, captures.cameras.to(device))
-    shown = (points.astype(np.float32), normals, captures.color)
-    views = (captures.matrices, captures.pinhole, captures.positions)
-    if device.type == "cpu":
-        trust = np.where(fragments.triangle_id.numpy() >= 0, captures.color_trust, np.float32(0))
-        sums = np.zeros((len(points), 4), np.float32)
-        depth = fragments.depth.numpy()
+    places = (points.astype(np.float32), normals)
+    views = (captures.color, depth, trust, captures.matrices, captures.pinhole, captures.positions)
+    if captures.device.type == "cpu":
+        sums, kernel = np.zeros((len(points), 4), np.float32), cast(Any, gather_colors)
         with kernel_threads():
-            gather_colors(*shown, depth, trust, *views, _DEPTH_TOLERANCE, sums)
+            kernel(*places, *(value.numpy() for value in views), tolerance, sums)
     else:
-        trusted = torch.where(fragments.triangle_id >= 0, torch.from_numpy(captures.color_trust).to(device), 0.0)
-        before, after = ([torch.from_numpy(value).to(device) for value in part] for part in (shown, views))
-        summed = tsdf_torch.gather_colors([*before, fragments.depth, trusted, *after], _DEPTH_TOLERANCE)
-        sums = summed.cpu().numpy()
+        there = [torch.from_numpy(value).to(captures.device) for value in places]
+        sums = tsdf_cuda.gather_colors([*there, *views], tolerance).cpu().numpy()
     seen = sums[:, 3] > 1e-4
     if not seen.any():
         raise InvalidInputError("no surface: the Gaussians are too small or too faint for this resolution; raise it")

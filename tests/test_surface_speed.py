@@ -1,0 +1,74 @@
+"""The parts of a conversion that were written for speed, beside plain forms of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from torch.nn import functional
+
+from cuda_on_cpu import run_on_cpu
+from maquette.cameras import Cameras
+from maquette.surface import captures, tsdf, tsdf_cuda
+from maquette.surface.fusion import blurred
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_fusion_on_the_gpu_is_the_same(device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CUDA kernels' own source, run on the CPU or on a GPU."""
+    if device == "cpu":
+        run_on_cpu(tsdf_cuda, tmp_path, monkeypatch)
+    generator = torch.Generator().manual_seed(3)
+    count, size, shape = 6, 40, (13, 11, 12)
+    cameras = Cameras.orbit([60.0 * i for i in range(count)], 20.0, radius=3.0, height=size, width=size)
+    depth = 2.8 + 0.4 * torch.rand(count, size, size, generator=generator)
+    alpha, trust = torch.rand(2, count, size, size, generator=generator)
+    color = torch.rand(count, size, size, 3, generator=generator)
+    k = cameras.intrinsics
+    pinhole = torch.stack([k[:, i, j] for i, j in ((0, 0), (1, 1), (0, 2), (1, 2))], dim=1).float()
+    matrices, positions = cameras.world_to_camera.float().contiguous(), cameras.positions.float()
+    reliance = torch.linspace(0.1, 1, count)
+    geometry, settings = torch.tensor([-0.8, -0.7, -0.75, 0.13]), torch.tensor([0.4, 0.5, 0.5, 0.04])
+    given = [depth, alpha, trust, matrices, pinhole, reliance, geometry, settings]
+    plain = np.empty(shape, np.float32)
+    tsdf.integrate(*(value.numpy() for value in given), plain)
+    difference = np.abs(tsdf_cuda.integrate([value.to(device) for value in given], shape).cpu().numpy() - plain)
+    # A voxel on the border of two pixels may fall into either.
+    assert np.quantile(difference, 0.99) < 1e-4
+    points = torch.randn(500, 3, generator=generator) * 0.3
+    normals = functional.normalize(points, dim=1)
+    asked = [points, normals, color, depth, trust, matrices, pinhole, positions]
+    sums = np.zeros((500, 4), np.float32)
+    tsdf.gather_colors(*(value.numpy() for value in asked), 0.3, sums)
+    got = tsdf_cuda.gather_colors([value.to(device) for value in asked], 0.3).cpu().numpy()
+    assert np.allclose(got, sums, atol=1e-4)
+    assert (sums[:, 3] > 0).mean() > 0.5
+
+
+def test_blur_and_quantile_are_those_of_scipy_and_numpy() -> None:
+    random = np.random.default_rng(4)
+    field = random.normal(size=(9, 12, 1)).astype(np.float32)
+    wanted = ndimage.gaussian_filter(field.astype(np.float64), 0.7, mode="nearest")
+    assert np.allclose(blurred(torch.from_numpy(field), 0.7).numpy(), wanted, atol=1e-6)
+    for count in (1, 2, 997):
+        values = random.random(count)
+        assert captures._sorted_quantile(torch.from_numpy(values), 0.9) == pytest.approx(np.quantile(values, 0.9))
+
+
+def test_captures_stay_on_their_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Meta tensors have a device and no values, and refuse to mix devices."""
+    monkeypatch.setattr(captures, "_typical_coverage", lambda _: 0.9)
+    with torch.device("meta"):
+        views = Cameras(torch.zeros(2, 4, 4), torch.zeros(2, 3, 3), 8, 8)
+        field, *pictures = torch.zeros(4, 5, 6), torch.zeros(2, 8, 8, 3), torch.zeros(2, 8, 8), torch.zeros(2, 8, 8)
+    seen = captures.Captures(views, *pictures)
+    halved, cameras = seen.halved
+    of_pictures = (seen.color, seen.trust, seen.color_trust, halved, blurred(field, 0.7))
+    of_cameras = (seen.matrices, seen.pinhole, seen.positions, cameras.intrinsics)
+    assert all(value.is_meta for value in (*of_pictures, *of_cameras))
+    assert halved.shape == (2, 4, 4, 3) and cameras.height == 4
+    with pytest.raises(RuntimeError, match="device"):
+        seen.alpha + torch.zeros(2, 8, 8)
