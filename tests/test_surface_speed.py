@@ -7,13 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
+import trimesh
+from scipy import ndimage, sparse
+from scipy.sparse import csgraph
 from torch.nn import functional
 
 from cuda_on_cpu import run_on_cpu
 from maquette.cameras import Cameras
-from maquette.surface import captures, tsdf, tsdf_cuda
+from maquette.surface import captures, sheet_kernels, tsdf, tsdf_cuda
 from maquette.surface.fusion import blurred
+from maquette.surface.manifold import Faces
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -72,3 +75,40 @@ def test_captures_stay_on_their_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert halved.shape == (2, 4, 4, 3) and cameras.height == 4
     with pytest.raises(RuntimeError, match="device"):
         seen.alpha + torch.zeros(2, 8, 8)
+
+
+def touching_boxes(seed: int) -> Faces:
+    """Triangles of random cells of a small grid, in contact along edges and corners, some of them back to back."""
+    cells = np.argwhere(np.random.default_rng(seed).random((3, 3, 3)) < 0.5)
+    boxes = [trimesh.creation.box(transform=trimesh.transformations.translation_matrix(cell)) for cell in cells]
+    joined = trimesh.util.concatenate(boxes)
+    _, index = np.unique(joined.vertices, axis=0, return_inverse=True)
+    return index.reshape(-1)[joined.faces].astype(np.int64)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_sides_are_matched_as_a_dictionary_does(seed: int) -> None:
+    faces = touching_boxes(seed)
+    edges: dict[frozenset[int], list[int]] = {}
+    for side in range(faces.size):
+        edges.setdefault(frozenset((faces[side // 3, side % 3], faces[side // 3, (side + 1) % 3])), []).append(side)
+    partner, crowded = np.full(faces.size, -1), np.full(faces.size, -1)
+    assert sheet_kernels.match_sides(faces, int(faces.max()) + 1, partner, crowded)
+    for sides in edges.values():
+        if len(sides) == 2:
+            assert partner[sides].tolist() == sides[::-1] and (crowded[sides] == -1).all()
+        else:
+            assert (np.flatnonzero(crowded == crowded[sides[0]]) == sides).all() and crowded[sides[0]] >= 0
+    assert not sheet_kernels.match_sides(faces[1:], int(faces.max()) + 1, partner, crowded)
+    kept, number = np.unique(np.sort(faces, axis=1), axis=0, return_index=True)
+    assert sheet_kernels.has_repeated_triangles(faces, int(faces.max()) + 1) == (len(kept) < len(faces))
+    assert not sheet_kernels.has_repeated_triangles(faces[number], int(faces.max()) + 1)
+
+
+def test_cycles_are_the_connected_parts_of_a_permutation() -> None:
+    following = np.random.default_rng(7).permutation(300)
+    links = sparse.coo_matrix((np.ones(300), (np.arange(300), following)))
+    number, wanted = csgraph.connected_components(links, directed=False)
+    labels = np.full(300, -1)
+    assert sheet_kernels.label_cycles(following, labels) == number > 1
+    assert (labels == wanted).all()
