@@ -17,6 +17,7 @@ from maquette.cameras import Cameras
 from maquette.surface import captures, sheet_kernels, tsdf, tsdf_cuda
 from maquette.surface.fusion import blurred
 from maquette.surface.manifold import Faces
+from maquette.surface.volume import clean_volume
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -112,3 +113,23 @@ def test_cycles_are_the_connected_parts_of_a_permutation() -> None:
     labels = np.full(300, -1)
     assert sheet_kernels.label_cycles(following, labels) == number > 1
     assert (labels == wanted).all()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_cleaned_volumes_are_those_of_labelled_images(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    field = ndimage.gaussian_filter(random.normal(size=random.integers(3, 14, 3)), 0.6).astype(np.float32)
+    cleaned = clean_volume(field.copy(), 0.3)
+    inside = np.zeros(field.shape, bool)
+    inside[1:-1, 1:-1, 1:-1] = field[1:-1, 1:-1, 1:-1] > 0
+    labels, _ = ndimage.label(~inside)
+    inside = labels != labels[0, 0, 0]  # cavities are solid
+    parts, number = ndimage.label(inside, structure=np.ones((3, 3, 3)))
+    volumes = np.bincount(parts.ravel(), minlength=number + 1)[1:]
+    kept = np.flatnonzero(volumes >= 0.3 * volumes.max(initial=0)) + 1
+    assert np.array_equal(cleaned > 0, np.isin(parts, kept))
+    assert np.abs(cleaned).min() > 0.9e-4
+    unchanged = (cleaned > 0) == (field > 0)
+    unchanged[0], unchanged[-1] = False, False
+    unchanged[:, [0, -1]], unchanged[:, :, [0, -1]] = False, False
+    assert np.allclose(cleaned[unchanged], field[unchanged], atol=1.1e-4)
