@@ -10,13 +10,16 @@ import torch
 import trimesh
 from scipy import ndimage, sparse
 from scipy.sparse import csgraph
+from skimage import measure
 from torch.nn import functional
 
 from cuda_on_cpu import run_on_cpu
 from maquette.cameras import Cameras
 from maquette.surface import captures, sheet_kernels, tsdf, tsdf_cuda
+from maquette.surface.bake import dilate
 from maquette.surface.fusion import blurred
 from maquette.surface.manifold import Faces
+from maquette.surface.triangles import marching_cubes
 from maquette.surface.volume import clean_volume
 
 
@@ -133,3 +136,23 @@ def test_cleaned_volumes_are_those_of_labelled_images(seed: int) -> None:
     unchanged[0], unchanged[-1] = False, False
     unchanged[:, [0, -1]], unchanged[:, :, [0, -1]] = False, False
     assert np.allclose(cleaned[unchanged], field[unchanged], atol=1.1e-4)
+
+
+def test_marching_cubes_leaves_out_only_cubes_without_triangles() -> None:
+    field = ndimage.gaussian_filter(np.random.default_rng(5).normal(size=(9, 11, 8)), 1.0).astype(np.float32)
+    points, faces = marching_cubes(field, 0.01)
+    wanted = measure.marching_cubes(field, 0.01, allow_degenerate=False)
+    assert np.array_equal(points, wanted[0]) and np.array_equal(faces, wanted[1][:, ::-1])
+
+
+@pytest.mark.parametrize("share", [0.002, 0.1, 0.8, 1.0])
+def test_dilation_takes_a_nearest_texel_everywhere(share: float) -> None:
+    random = np.random.default_rng(int(1000 * share))
+    covered = random.random((37, 50)) < share
+    covered[20, 30] = True
+    rows, columns = np.indices(covered.shape)
+    source = dilate(np.stack([rows, columns], axis=2).astype(np.float32), covered)
+    assert covered[source[..., 0].astype(int), source[..., 1].astype(int)].all()
+    distance = np.hypot(source[..., 0] - rows, source[..., 1] - columns)
+    assert np.allclose(distance, ndimage.distance_transform_edt(~covered), atol=1e-4)
+    assert (dilate(np.full((3, 2, 1), 4.0, np.float32), np.zeros((3, 2), bool)) == 4).all()
