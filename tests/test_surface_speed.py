@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from cuda_on_cpu import run_on_cpu
 from maquette.cameras import Cameras
-from maquette.surface import captures, sheet_kernels, tsdf, tsdf_cuda
+from maquette.gaussians import Gaussians
+from maquette.surface import SurfaceOptions, captures, gaussians_to_asset, sheet_kernels, tsdf, tsdf_cuda
 from maquette.surface.bake import dilate
 from maquette.surface.fusion import blurred
 from maquette.surface.manifold import Faces
@@ -156,3 +157,26 @@ def test_dilation_takes_a_nearest_texel_everywhere(share: float) -> None:
     distance = np.hypot(source[..., 0] - rows, source[..., 1] - columns)
     assert np.allclose(distance, ndimage.distance_transform_edt(~covered), atol=1e-4)
     assert (dilate(np.full((3, 2, 1), 4.0, np.float32), np.zeros((3, 2), bool)) == 4).all()
+
+
+def test_a_conversion_by_the_gpu_kernels_is_as_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole way as on a GPU, with the CUDA kernels' own source on the CPU."""
+    points = functional.normalize(torch.randn(3000, 3, generator=torch.Generator().manual_seed(0)), dim=1)
+    quats, scales = torch.tensor([[1.0, 0, 0, 0]]).expand(3000, 4), torch.full((3000, 3), 0.02)
+    ball = Gaussians(points * 0.5, quats, scales, torch.full((3000,), 0.95), points.clamp(0, 1))
+    options = SurfaceOptions(resolution=32, num_faces=500, texture_size=64, fast=True, fit_steps=2)
+    monkeypatch.setattr("maquette.surface.convert._COLOR_SIZE", 128)
+    plain = gaussians_to_asset(ball, options).report
+    run_on_cpu(tsdf_cuda, tmp_path, monkeypatch)
+    monkeypatch.setattr(captures.Captures, "on_gpu", True)
+    monkeypatch.setattr("maquette.surface.fusion.integrate", None)
+    monkeypatch.setattr("maquette.surface.bake.gather_colors", None)
+    report = gaussians_to_asset(ball, options).report
+    assert report.watertight and report.triangles == plain.triangles and report.psnr_db is not None
+    assert report.psnr_db == pytest.approx(plain.psnr_db, abs=0.05)
+    assert report.volume == pytest.approx(plain.volume, rel=1e-3)
+
+
+def test_most_around_is_a_pooled_maximum() -> None:
+    pictures = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(captures._most_around(pictures), functional.max_pool2d(pictures[:, None], 3, 1, 1)[:, 0])

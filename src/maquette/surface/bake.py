@@ -107,19 +107,18 @@ def view_colors(
     """
     from scipy import spatial
 
-    places = (points.astype(np.float32), normals)
-    views = (captures.color, depth, trust, captures.matrices, captures.pinhole, captures.positions)
-    if captures.device.type == "cpu":
-        sums, kernel = np.zeros((len(points), 4), np.float32), cast(Any, gather_colors)
-        with kernel_threads():
-            kernel(*places, *(value.numpy() for value in views), tolerance, sums)
+    given = [torch.from_numpy(value) for value in (points.astype(np.float32), normals)]
+    given += [captures.color, depth, trust, captures.matrices, captures.pinhole, captures.positions]
+    if captures.on_gpu:
+        sums = tsdf_cuda.gather_colors([value.to(captures.device) for value in given], tolerance)
     else:
-        there = [torch.from_numpy(value).to(captures.device) for value in places]
-        sums = tsdf_cuda.gather_colors([*there, *views], tolerance).cpu().numpy()
-    seen = sums[:, 3] > 1e-4
+        sums, kernel = torch.zeros(len(points), 4), cast(Any, gather_colors)
+        with kernel_threads():
+            kernel(*(value.numpy() for value in given), tolerance, sums.numpy())
+    seen = (sums[:, 3] > 1e-4).cpu().numpy()
     if not seen.any():
         raise InvalidInputError("no surface: the Gaussians are too small or too faint for this resolution; raise it")
-    colors = (sums[:, :3] / np.maximum(sums[:, 3:], np.float32(1e-12))).astype(np.float32).clip(0, 1)
+    colors: Floats = (sums[:, :3] / sums[:, 3:].clamp_min(1e-12)).clamp(0, 1).cpu().numpy()
     if not seen.all():
         some = np.flatnonzero(seen)[:: max(1, int(seen.sum()) // _NEAREST_OF)]
         _, nearest = spatial.cKDTree(points[some]).query(points[~seen])

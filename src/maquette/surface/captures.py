@@ -50,6 +50,11 @@ class Captures:
         """Of the pictures."""
         return self.alpha.device
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether CUDA kernels work on the pictures, or those for the CPU."""
+        return self.device.type == "cuda"
+
     @functools.cached_property
     def solid(self) -> float:
         """Coverage from which a pixel counts as solid.
@@ -209,11 +214,24 @@ def _depth_trust(depth: Tensor, alpha: Tensor, solid: float, focal: Tensor) -> t
     colours there mix with what lies behind.
     """
     seen = alpha >= solid
-    highest = functional.max_pool2d(torch.where(seen, depth, -torch.inf)[:, None], 3, 1, 1)[:, 0]
-    lowest = -functional.max_pool2d(torch.where(seen, -depth, -torch.inf)[:, None], 3, 1, 1)[:, 0]
+    highest = _most_around(torch.where(seen, depth, -torch.inf))
+    lowest = -_most_around(torch.where(seen, -depth, -torch.inf))
     slope = (highest - lowest) / 2 * focal / depth.clamp_min(1e-6)
     cosine = torch.rsqrt(1 + slope.square())
     trust = torch.where(seen, (cosine * alpha).clamp_min(_MIN_TRUST), 0.0)
-    edge = functional.max_pool2d((~seen).float()[:, None], 3, 1, 1)[:, 0]
-    inner = (cosine * alpha).square() * torch.where(edge > 0, 0.05, 1.0)
+    inner = (cosine * alpha).square() * torch.where(_most_around((~seen).byte()) > 0, 0.05, 1.0)
     return trust.float(), inner.float()
+
+
+def _most_around(pictures: Tensor) -> Tensor:
+    """The largest of every pixel and its eight neighbours, `[V, H, W]`."""
+    for axis in (1, 2):
+        size, most = pictures.shape[axis], pictures.clone()
+        for start, other in ((0, 1), (1, 0)):
+            torch.maximum(
+                most.narrow(axis, start, size - 1),
+                pictures.narrow(axis, other, size - 1),
+                out=most.narrow(axis, start, size - 1),
+            )
+        pictures = most
+    return pictures

@@ -136,15 +136,15 @@ def _field(
     settings = reliance.new_tensor([_TRUNCATION_CELLS * spacing, captures.solid, _FREE_WEIGHT, _HIDDEN_WEIGHT])
     seen = (captures.depth, captures.alpha, captures.trust, captures.matrices, captures.pinhole)
     given = (*seen, reliance, geometry, settings)
-    if captures.device.type == "cpu":
+    if captures.on_gpu:
+        smooth = blurred(tsdf_cuda.integrate(given, shape), _BLUR_CELLS).cpu().numpy()
+    else:
         from scipy import ndimage
 
         field, kernel = np.empty(shape, np.float32), cast(Any, integrate)
         with kernel_threads():
             kernel(*(value.numpy() for value in given), field)
         smooth = ndimage.gaussian_filter(field, _BLUR_CELLS, mode="nearest")
-    else:
-        smooth = blurred(tsdf_cuda.integrate(given, shape), _BLUR_CELLS).cpu().numpy()
     np.negative(smooth, out=smooth)
     return clean_volume(smooth, min_part)
 
