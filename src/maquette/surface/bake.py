@@ -44,19 +44,21 @@ def chart_texels(vertices: Tensor, normals: Tensor, uvs: Tensor, faces: Tensor, 
     """Finds positions and normals of the texels of a square texture.
 
     Args:
-        vertices, normals: `[K, 3]`; uvs: `[K, 2]`; faces: `[M, 3]`; on the CPU.
+        vertices, normals: `[K, 3]`; uvs: `[K, 2]`; faces: `[M, 3]`; on one device, which does the work.
         size: of the texture.
     """
     # Seen by a pinhole of focal length `size` at distance 1, texture coordinates are pixels.
     flat = torch.cat([uvs.double(), torch.ones_like(uvs[:, :1]).double()], dim=1)
     intrinsics = torch.diag(torch.tensor([size, size, 1.0], dtype=torch.float64))[None]
-    fragments = rasterize_mesh(flat, faces, Cameras(torch.eye(4, dtype=torch.float64)[None], intrinsics, size, size))
+    camera = Cameras(torch.eye(4, dtype=torch.float64)[None], intrinsics, size, size).to(uvs.device)
+    fragments = rasterize_mesh(flat, faces, camera)
     ids = fragments.triangle_id.reshape(-1)
     seen = ids >= 0
     weights = fragments.barycentrics.reshape(-1, 3)[seen]
     both = interpolate(torch.cat([vertices, normals], dim=1).float(), faces, ids[seen], weights)
     unit = torch.nn.functional.normalize(both[:, 3:], dim=1)
-    return Charts(seen.reshape(size, size).numpy(), both[:, :3].contiguous().numpy(), unit.numpy())
+    covered, points = seen.reshape(size, size), both[:, :3].contiguous()
+    return Charts(covered.cpu().numpy(), points.cpu().numpy(), unit.cpu().numpy())
 
 
 def bake_texture(captures: Captures, vertices: Tensor, faces: Tensor, charts: Charts) -> Tensor:
@@ -69,7 +71,7 @@ def bake_texture(captures: Captures, vertices: Tensor, faces: Tensor, charts: Ch
     """
     colors = bake_colors(captures, vertices, faces, charts.points, charts.normals)
     texture = np.ones((*charts.covered.shape, 4), np.float32)
-    texture[charts.covered, :3] = colors
+    texture.reshape(-1, 4)[np.flatnonzero(charts.covered), :3] = colors
     return torch.from_numpy(dilate(texture, charts.covered))
 
 

@@ -214,11 +214,11 @@ def _textured(
     with stages.run("mesh: unwrap"):
         unwrapped = unwrap(points, faces, options.texture_size)
     with stages.run("mesh: bake"):
-        cut_points, cut_faces = torch.from_numpy(points[unwrapped.origins]), torch.from_numpy(unwrapped.faces)
+        cut_points, cut_faces = torch.from_numpy(points[unwrapped.origins]).float(), torch.from_numpy(unwrapped.faces)
         normals = torch.from_numpy(smooth_normals(points, faces)[unwrapped.origins])
-        uvs = torch.from_numpy(unwrapped.uvs)
-        charts = chart_texels(cut_points.float(), normals, uvs, cut_faces, options.texture_size)
-        texture = bake_texture(captures, cut_points.float(), cut_faces, charts)
+        uvs, to = torch.from_numpy(unwrapped.uvs), captures.device
+        charts = chart_texels(cut_points.to(to), normals.to(to), uvs.to(to), cut_faces.to(to), options.texture_size)
+        texture = bake_texture(captures, cut_points, cut_faces, charts)
     if not options.fast and options.fit_steps:
         steps = -(-options.fit_steps // _TEXTURE_SHARE)
         with stages.run("mesh: fit texture", steps) as step:
