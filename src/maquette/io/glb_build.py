@@ -22,8 +22,8 @@ from maquette.mesh import Material, Mesh
 _ARRAY_BUFFER, _ELEMENT_BUFFER = 34962, 34963
 _FLOAT, _UINT16, _UINT32 = 5126, 5123, 5125
 _PNG_LEVEL = 4
-"""Of zlib, whose search for runs alone takes half the time of a search for repetitions in photo-like textures, and
-gives smaller files: after a PNG's filters hardly anything but runs comes again."""
+"""Of zlib, sooner done than the usual 6. It looks for runs only: half the time of looking for all that comes again, and
+about as small for pictures that a PNG's filters suit (baked textures: 3 to 6 % smaller)."""
 _LINEAR, _LINEAR_MIPMAP_LINEAR, _REPEAT = 9729, 9987, 10497
 
 
