@@ -1,4 +1,4 @@
-"""Depth from normal maps and the carved hull; passes over meshes and fusion beside their plain forms; regions."""
+"""Depth from normal maps and the carved hull; passes over meshes beside their plain forms; regions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch.nn import functional
 from maquette.cameras import Cameras
 from maquette.errors import InvalidInputError
 from maquette.raster.mesh import rasterize_mesh
-from maquette.surface import tsdf, tsdf_torch
 from maquette.surface.carve import carved_mesh
 from maquette.surface.depths import depth_maps
 from maquette.surface.folds import folded
@@ -110,33 +109,6 @@ def test_passes_over_meshes_give_what_numpy_gives() -> None:
     assert 0 < folded(points, faces).sum() < len(faces)
     rows = np.random.default_rng(2).integers(0, 4, (200, 3)).astype(np.float64)
     assert (same_rows(rows) == np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1)).all()
-
-
-def test_fusion_is_the_same_in_pytorch() -> None:
-    generator = torch.Generator().manual_seed(3)
-    count, size, shape = 6, 40, (13, 11, 12)
-    cameras = Cameras.orbit([60.0 * i for i in range(count)], 20.0, radius=3.0, height=size, width=size)
-    depth = 2.8 + 0.4 * torch.rand(count, size, size, generator=generator)
-    alpha, trust = torch.rand(2, count, size, size, generator=generator)
-    color = torch.rand(count, size, size, 3, generator=generator)
-    k = cameras.intrinsics
-    pinhole = torch.stack([k[:, i, j] for i, j in ((0, 0), (1, 1), (0, 2), (1, 2))], dim=1).float()
-    matrices, positions = cameras.world_to_camera.float().contiguous(), cameras.positions.float()
-    reliance = torch.linspace(0.1, 1, count)
-    geometry, settings = torch.tensor([-0.8, -0.7, -0.75, 0.13]), torch.tensor([0.4, 0.5, 0.5, 0.04])
-    given = [depth, alpha, trust, matrices, pinhole, reliance, geometry, settings]
-    plain = np.empty(shape, np.float32)
-    tsdf.integrate(*(value.numpy() for value in given), plain)
-    difference = np.abs(tsdf_torch.integrate(given, shape).numpy() - plain)
-    # A voxel on the border of two pixels may fall into either.
-    assert np.quantile(difference, 0.99) < 1e-4
-    points = torch.randn(500, 3, generator=generator) * 0.3
-    normals = functional.normalize(points, dim=1)
-    asked = [points, normals, color, depth, trust, matrices, pinhole, positions]
-    sums = np.zeros((500, 4), np.float32)
-    tsdf.gather_colors(*(value.numpy() for value in asked), 0.3, sums)
-    assert np.allclose(tsdf_torch.gather_colors(asked, 0.3).numpy(), sums, atol=1e-4)
-    assert (sums[:, 3] > 0).mean() > 0.5
 
 
 def test_regions_are_connected_and_alike_in_size() -> None:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from maquette.cameras import Cameras
 from maquette.raster.mesh import rasterize_mesh
@@ -51,7 +50,6 @@ def fit_vertices(
     colors: Floats,
     *,
     steps: int,
-    device: torch.device,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Doubles:
@@ -62,22 +60,19 @@ def fit_vertices(
         points: `[N, 3]`; faces: `[M, 3]`: the mesh, in the pictures' coordinates.
         colors: of the vertices, `[N, 3]`.
         steps: of the optimizer, >= 1.
-        device: where it runs.
         seed: of the choice of pictures.
         progress: told after every step.
 
     Returns:
         New positions `[N, 3]`.
     """
-    triangles, start = (torch.from_numpy(value).to(device) for value in (faces, points.astype(np.float32)))
-    shades = torch.from_numpy(colors[:, :3].copy()).to(device)
-    rgba = torch.cat([shades, torch.ones_like(shades[:, :1])], dim=1)
+    triangles, start, rgba = _colored(captures, points, faces, colors)
     neighbors, around = face_neighbors(triangles), _Neighbors(triangles, len(points))
     moved, mean, square = start.clone(), torch.zeros_like(start), start.new_zeros(())
-    pictures, cameras = _halved(captures, device)
-    for step, views in enumerate(_batches(len(captures.color), steps, seed)):
+    pictures, cameras = captures.halved
+    batches = torch.tensor(list(_batches(len(pictures), steps, seed))).to(captures.device)
+    for step, chosen in enumerate(batches):
         moved.requires_grad_()
-        chosen = torch.tensor(views)
         difference = _drawn(rgba, moved, triangles, cameras[chosen], neighbors) - pictures[chosen]
         (gradient,) = torch.autograd.grad(difference.square().mean(), moved)
         with torch.no_grad():
@@ -92,25 +87,21 @@ def fit_vertices(
     return moved.double().cpu().numpy()
 
 
-def mismatch(captures: Captures, points: Doubles, faces: Faces, colors: Floats, device: torch.device) -> float:
+def mismatch(captures: Captures, points: Doubles, faces: Faces, colors: Floats) -> float:
     """Mean squared difference between pictures and a mesh with vertex colours, both on white; arguments as above."""
-    triangles, vertices = (torch.from_numpy(value).to(device) for value in (faces, points.astype(np.float32)))
-    shades = torch.from_numpy(colors[:, :3].copy()).to(device)
-    rgba = torch.cat([shades, torch.ones_like(shades[:, :1])], dim=1)
+    triangles, vertices, rgba = _colored(captures, points, faces, colors)
     with torch.no_grad():
-        pictures, cameras = _halved(captures, device)
+        pictures, cameras = captures.halved
         drawn = _drawn(rgba, vertices, triangles, cameras, face_neighbors(triangles))
         return float((drawn - pictures).square().mean())
 
 
-def _halved(captures: Captures, device: torch.device) -> tuple[Tensor, Cameras]:
-    """The pictures on white at half their size `[V, H, W, 3]`, and their cameras."""
-    shown = torch.from_numpy(captures.premultiplied + (1 - captures.alpha)[..., None]).permute(0, 3, 1, 2)
-    cameras = captures.cameras
-    smaller = cameras.intrinsics * cameras.intrinsics.new_tensor([[0.5], [0.5], [1.0]])
-    pictures = functional.avg_pool2d(shown, 2).permute(0, 2, 3, 1).contiguous()
-    half = Cameras(cameras.world_to_camera, smaller, cameras.height // 2, cameras.width // 2)
-    return pictures.to(device), half.to(device)
+def _colored(captures: Captures, points: Doubles, faces: Faces, colors: Floats) -> tuple[Tensor, Tensor, Tensor]:
+    """Faces, vertices and opaque colours of the vertices `[N, 4]`, where the pictures are."""
+    rgba = np.concatenate([colors[:, :3], np.ones_like(colors[:, :1])], axis=1)
+    given = (faces, points.astype(np.float32), rgba)
+    triangles, vertices, shades = (torch.from_numpy(value).to(captures.device) for value in given)
+    return triangles, vertices, shades
 
 
 def _drawn(rgba: Tensor, vertices: Tensor, faces: Tensor, cameras: Cameras, neighbors: Tensor) -> Tensor:
@@ -128,7 +119,6 @@ def fit_texture(
     texture: Tensor,
     *,
     steps: int,
-    device: torch.device,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Tensor:
@@ -140,16 +130,17 @@ def fit_texture(
         unwrapped: the mesh cut along seams.
         texture: start, `[S, S, 4]`.
         steps: of the optimizer, >= 1.
-        device: where it runs.
         seed: of the choice of pictures.
         progress: told after every step.
 
     Returns:
         `[S, S, 4]`, 0..1, opaque, on the CPU.
     """
+    device = captures.device
     colors = texture[..., :3].to(device).clone().requires_grad_()
     vertices = torch.from_numpy(points[unwrapped.origins]).float().to(device)
-    looks = [_look(captures, view, vertices, unwrapped, colors.shape[0]) for view in range(len(captures.color))]
+    mapped = (torch.from_numpy(unwrapped.faces).to(device), torch.from_numpy(unwrapped.uvs).to(device))
+    looks = [_look(captures, view, vertices, *mapped, colors.shape[0]) for view in range(len(captures.alpha))]
     optimizer, schedule = _optimizer(colors, _TEXTURE_RATE, steps)
     for step, views in enumerate(_batches(len(looks), steps, seed)):
         optimizer.zero_grad()
@@ -165,18 +156,17 @@ def fit_texture(
     return torch.cat([colors.detach(), torch.ones_like(colors[..., :1])], dim=-1).cpu()
 
 
-def _look(captures: Captures, view: int, vertices: Tensor, unwrapped: Unwrapped, size: int) -> tuple[Tensor, ...]:
+def _look(
+    captures: Captures, view: int, vertices: Tensor, faces: Tensor, mapped: Tensor, size: int
+) -> tuple[Tensor, ...]:
     """Texture coordinates, mip levels, colours and their trust, of the pixels of one view that see the mesh."""
-    device = vertices.device
-    faces, mapped = torch.from_numpy(unwrapped.faces).to(device), torch.from_numpy(unwrapped.uvs).to(device)
-    cameras = captures.cameras[view : view + 1].to(device)
+    cameras = captures.cameras[view : view + 1]
     fragments = rasterize_mesh(vertices, faces, cameras)
     seen = fragments.triangle_id >= 0
     weights = surface_weights(vertices, faces, cameras, fragments)[seen]
     uvs = interpolate(mapped, faces, fragments.triangle_id[seen], weights)
     levels = texture_levels(vertices, faces, mapped, cameras, fragments, (size, size))[seen]
-    color, trust = (torch.from_numpy(of[view]).to(device)[seen[0]] for of in (captures.color, captures.color_trust))
-    return uvs, levels, color, trust
+    return uvs, levels, captures.color[view][seen[0]], captures.color_trust[view][seen[0]]
 
 
 def _optimizer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 
@@ -30,33 +31,89 @@ _MIN_TRUST = 0.02
 
 @dataclass(frozen=True)
 class Captures:
-    """Pictures of an object in the unit sphere: arrays `[V, ...]` of float32.
+    """Pictures of an object in the unit sphere, float32 on one device; what is derived from them is made at first use.
 
     Attributes:
-        cameras: of the pictures, on the CPU.
+        cameras: of the pictures.
         premultiplied: colour as rendered on black, `[V, H, W, 3]`.
-        color: the same, not multiplied by coverage.
         depth: expected depth along z where something is seen, `[V, H, W]`.
         alpha: coverage, `[V, H, W]`.
-        trust: weight of the depth of each pixel, `[V, H, W]`.
-        color_trust: weight of the colour of each pixel, `[V, H, W]`.
-        matrices: world to camera, `[V, 4, 4]`.
-        pinhole: fx, fy, cx, cy, `[V, 4]`.
-        positions: of the cameras, `[V, 3]`.
-        solid: coverage from which a pixel counts as solid.
     """
 
     cameras: Cameras
-    premultiplied: Array
-    color: Array
-    depth: Array
-    alpha: Array
-    trust: Array
-    color_trust: Array
-    matrices: Array
-    pinhole: Array
-    positions: Array
-    solid: float
+    premultiplied: Tensor
+    depth: Tensor
+    alpha: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        """Of the pictures."""
+        return self.alpha.device
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether CUDA kernels work on the pictures, or those for the CPU."""
+        return self.device.type == "cuda"
+
+    @functools.cached_property
+    def solid(self) -> float:
+        """Coverage from which a pixel counts as solid.
+
+        Raises:
+            InvalidInputError: the Gaussians cover too little.
+        """
+        typical = _typical_coverage(self.alpha)
+        if typical < _MIN_COVERAGE:
+            raise InvalidInputError(
+                f"no surface: the Gaussians are fog (coverage {typical:.3g} where they are, at least "
+                f"{_MIN_COVERAGE} needed)"
+            )
+        return _SOLID_SHARE * typical
+
+    @functools.cached_property
+    def color(self) -> Tensor:
+        """Not multiplied by coverage, `[V, H, W, 3]`."""
+        return (self.premultiplied / self.alpha.clamp_min(1e-6)[..., None]).clamp(0, 1)
+
+    @property
+    def trust(self) -> Tensor:
+        """Weight of the depth of each pixel, `[V, H, W]`."""
+        return self._weights[0]
+
+    @property
+    def color_trust(self) -> Tensor:
+        """Weight of the colour of each pixel, `[V, H, W]`."""
+        return self._weights[1]
+
+    @functools.cached_property
+    def _weights(self) -> tuple[Tensor, Tensor]:
+        trust, inner = _depth_trust(self.depth, self.alpha, self.solid, self.cameras.intrinsics[0, 0, 0])
+        return trust, trust * inner
+
+    @functools.cached_property
+    def halved(self) -> tuple[Tensor, Cameras]:
+        """The pictures on white at half their size `[V, H, W, 3]`, and their cameras."""
+        shown = (self.premultiplied + (1 - self.alpha)[..., None]).permute(0, 3, 1, 2)
+        cameras = self.cameras
+        smaller = cameras.intrinsics * cameras.intrinsics.new_tensor([[0.5], [0.5], [1.0]])
+        pictures = functional.avg_pool2d(shown, 2).permute(0, 2, 3, 1).contiguous()
+        return pictures, Cameras(cameras.world_to_camera, smaller, cameras.height // 2, cameras.width // 2)
+
+    @functools.cached_property
+    def matrices(self) -> Tensor:
+        """World to camera, `[V, 4, 4]`."""
+        return self.cameras.world_to_camera.contiguous()
+
+    @functools.cached_property
+    def pinhole(self) -> Tensor:
+        """fx, fy, cx, cy in pixels, `[V, 4]`."""
+        k = self.cameras.intrinsics
+        return torch.stack([k[:, i, j] for i, j in ((0, 0), (1, 1), (0, 2), (1, 2))], dim=1)
+
+    @functools.cached_property
+    def positions(self) -> Tensor:
+        """Of the cameras, `[V, 3]`."""
+        return self.cameras.positions.contiguous()
 
 
 @dataclass(frozen=True)
@@ -124,49 +181,32 @@ def sphere_cameras(count: int, image_size: int, *, turn: float = 0.0) -> Cameras
 
 
 def capture(gaussians: Gaussians, cameras: Cameras) -> Captures:
-    """Renders Gaussians in the unit sphere, and tells how far each pixel can be trusted.
-
-    Raises:
-        InvalidInputError: they cover too little.
-    """
-    with torch.inference_mode():
-        there = cameras.to(gaussians.device)
+    """Renders Gaussians in the unit sphere, on their device."""
+    there = cameras.to(gaussians.device)
+    with torch.no_grad():
         rendered = render_gaussians(gaussians, there, background=(0.0, 0.0, 0.0))
-        alpha, depth = rendered.alpha, rendered.depth
-        covered = alpha[alpha > 1 / 255]
-        typical = float(np.quantile(covered.cpu().numpy(), 0.9)) if covered.numel() else 0.0
-        if typical < _MIN_COVERAGE:
-            raise InvalidInputError(
-                f"no surface: the Gaussians are fog (coverage {typical:.3g} where they are, at least "
-                f"{_MIN_COVERAGE} needed)"
-            )
-        solid = _SOLID_SHARE * typical
-        shown = rendered.color.permute(0, 2, 3, 1).contiguous()
-        color = shown / alpha.clamp_min(1e-6)[..., None]
-        depth = depth / alpha.clamp_min(1e-6)
-        trust, inner = _trust(depth, alpha, solid, float(cameras.intrinsics[0, 0, 0]))
-        k = cameras.intrinsics
-        pinhole = torch.stack([k[:, i, j] for i, j in ((0, 0), (1, 1), (0, 2), (1, 2))], dim=1)
-
-    def array(picture: Tensor) -> Array:
-        return picture.cpu().contiguous().numpy()
-
-    return Captures(
-        cameras,
-        array(shown),
-        array(color.clamp(0, 1)),
-        array(depth),
-        array(alpha),
-        array(trust),
-        array(trust * inner),
-        cameras.world_to_camera.contiguous().numpy(),
-        pinhole.contiguous().numpy(),
-        cameras.positions.contiguous().numpy(),
-        solid,
-    )
+        depth = rendered.depth / rendered.alpha.clamp_min(1e-6)
+        return Captures(there, rendered.color.permute(0, 2, 3, 1).contiguous(), depth, rendered.alpha.contiguous())
 
 
-def _trust(depth: Tensor, alpha: Tensor, solid: float, focal: float) -> tuple[Tensor, Tensor]:
+def _typical_coverage(alpha: Tensor) -> float:
+    """What nine tenths of the pixels that show something do not exceed; 0 where nothing is shown."""
+    covered = alpha[alpha > 1 / 255]
+    if not covered.numel():
+        return 0.0
+    if covered.device.type == "cpu":
+        return float(np.quantile(covered.numpy(), 0.9))
+    return _sorted_quantile(covered, 0.9)
+
+
+def _sorted_quantile(values: Tensor, share: float) -> float:
+    """As `numpy.quantile`, which takes half the time of sorting on a CPU; `torch.quantile` refuses many values."""
+    ordered, rank = values.sort().values, share * (len(values) - 1)
+    below, above = ordered[[math.floor(rank), math.ceil(rank)]].tolist()
+    return float(below + (above - below) * (rank - math.floor(rank)))
+
+
+def _depth_trust(depth: Tensor, alpha: Tensor, solid: float, focal: Tensor) -> tuple[Tensor, Tensor]:
     """Weights `[V, H, W]` of the depth, and factors on them for colours.
 
     The weight is the cosine of the surface seen, from the range of depth among the neighbours, times coverage; where
@@ -174,11 +214,24 @@ def _trust(depth: Tensor, alpha: Tensor, solid: float, focal: float) -> tuple[Te
     colours there mix with what lies behind.
     """
     seen = alpha >= solid
-    highest = functional.max_pool2d(torch.where(seen, depth, -torch.inf)[:, None], 3, 1, 1)[:, 0]
-    lowest = -functional.max_pool2d(torch.where(seen, -depth, -torch.inf)[:, None], 3, 1, 1)[:, 0]
+    highest = _most_around(torch.where(seen, depth, -torch.inf))
+    lowest = -_most_around(torch.where(seen, -depth, -torch.inf))
     slope = (highest - lowest) / 2 * focal / depth.clamp_min(1e-6)
     cosine = torch.rsqrt(1 + slope.square())
     trust = torch.where(seen, (cosine * alpha).clamp_min(_MIN_TRUST), 0.0)
-    edge = functional.max_pool2d((~seen).float()[:, None], 3, 1, 1)[:, 0]
-    inner = (cosine * alpha).square() * torch.where(edge > 0, 0.05, 1.0)
+    inner = (cosine * alpha).square() * torch.where(_most_around((~seen).byte()) > 0, 0.05, 1.0)
     return trust.float(), inner.float()
+
+
+def _most_around(pictures: Tensor) -> Tensor:
+    """The largest of every pixel and its eight neighbours, `[V, H, W]`."""
+    for axis in (1, 2):
+        size, most = pictures.shape[axis], pictures.clone()
+        for start, other in ((0, 1), (1, 0)):
+            torch.maximum(
+                most.narrow(axis, start, size - 1),
+                pictures.narrow(axis, other, size - 1),
+                out=most.narrow(axis, start, size - 1),
+            )
+        pictures = most
+    return pictures

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from maquette.errors import InvalidInputError
 from maquette.gaussians import Gaussians
@@ -21,7 +20,7 @@ from maquette.surface.fusion import check_fusion, fuse_captures, fuse_gaussians,
 from maquette.surface.manifold import Doubles, Faces, separate_sheets
 from maquette.surface.report import SurfaceReport, describe, likeness_to
 from maquette.surface.stages import Progress, Stages
-from maquette.surface.unwrap import Unwrapped, unwrap
+from maquette.surface.unwrap import unwrap
 
 Method = Literal["auto", "fusion", "density"]
 METHODS = ("auto", "fusion", "density")
@@ -189,20 +188,21 @@ def _fitted(
     unit: UnitGaussians, captures: Captures, points: Doubles, faces: Faces, steps: int, step: Callable[[int, int], None]
 ) -> Doubles:
     """Vertices fitted to the views, or as they were where views in between do not gain by it."""
-    device = unit.gaussians.device
-    colors = bake_colors(captures, points, faces, points, smooth_normals(points, faces), device)
-    fitted = fit_vertices(captures, points, faces, colors, steps=steps, device=device, progress=step)
+    vertices, triangles = torch.from_numpy(points), torch.from_numpy(faces)
+    colors = bake_colors(captures, vertices, triangles, points, smooth_normals(points, faces))
+    fitted = fit_vertices(captures, points, faces, colors, steps=steps, progress=step)
     unseen = capture(unit.gaussians, sphere_cameras(_TEST_VIEWS, _COLOR_SIZE, turn=0.5))
-    better = mismatch(unseen, fitted, faces, colors, device) < mismatch(unseen, points, faces, colors, device)
+    better = mismatch(unseen, fitted, faces, colors) < mismatch(unseen, points, faces, colors)
     return fitted if better else points
 
 
 def _colored(unit: UnitGaussians, captures: Captures, points: Doubles, faces: Faces) -> Mesh:
     normals = smooth_normals(points, faces)
-    colors = torch.from_numpy(bake_colors(captures, points, faces, points, normals, unit.gaussians.device))
+    triangles = torch.from_numpy(faces)
+    colors = torch.from_numpy(bake_colors(captures, torch.from_numpy(points), triangles, points, normals))
     return Mesh(
         unit.to_world(points),
-        torch.from_numpy(faces),
+        triangles,
         normals=torch.from_numpy(normals),
         vertex_colors=torch.cat([colors, torch.ones_like(colors[:, :1])], dim=1),
     )
@@ -214,27 +214,19 @@ def _textured(
     with stages.run("mesh: unwrap"):
         unwrapped = unwrap(points, faces, options.texture_size)
     with stages.run("mesh: bake"):
-        texture = _baked(captures, points, faces, unwrapped, options.texture_size, unit.gaussians.device)
+        cut_points, cut_faces = torch.from_numpy(points[unwrapped.origins]).float(), torch.from_numpy(unwrapped.faces)
+        normals = torch.from_numpy(smooth_normals(points, faces)[unwrapped.origins])
+        uvs, to = torch.from_numpy(unwrapped.uvs), captures.device
+        charts = chart_texels(cut_points.to(to), normals.to(to), uvs.to(to), cut_faces.to(to), options.texture_size)
+        texture = bake_texture(captures, cut_points, cut_faces, charts)
     if not options.fast and options.fit_steps:
         steps = -(-options.fit_steps // _TEXTURE_SHARE)
         with stages.run("mesh: fit texture", steps) as step:
-            device = unit.gaussians.device
-            texture = fit_texture(captures, points, unwrapped, texture, steps=steps, device=device, progress=step)
-    normals = smooth_normals(points, faces)[unwrapped.origins]
+            texture = fit_texture(captures, points, unwrapped, texture, steps=steps, progress=step)
     return Mesh(
         unit.to_world(points[unwrapped.origins]),
-        torch.from_numpy(unwrapped.faces),
-        normals=torch.from_numpy(normals),
-        uvs=torch.from_numpy(unwrapped.uvs),
+        cut_faces,
+        normals=normals,
+        uvs=uvs,
         materials=(Material(base_color_texture=texture),),
     )
-
-
-def _baked(
-    captures: Captures, points: Doubles, faces: Faces, unwrapped: Unwrapped, size: int, device: torch.device
-) -> Tensor:
-    cut_points = torch.from_numpy(points[unwrapped.origins]).float()
-    cut_normals = torch.from_numpy(smooth_normals(points, faces)[unwrapped.origins])
-    cut_faces = torch.from_numpy(unwrapped.faces)
-    charts = chart_texels(cut_points, cut_normals, torch.from_numpy(unwrapped.uvs), cut_faces, size)
-    return bake_texture(captures, cut_points, cut_faces, charts, device)

@@ -7,18 +7,23 @@ view sees, is solid, and a stray hole in the shell does not open it.
 
 from __future__ import annotations
 
+import math
+from typing import Any, cast
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from maquette.errors import InvalidInputError
 from maquette.gaussians import Gaussians
 from maquette.mesh import Mesh
 from maquette.raster.cpu_jit import kernel_threads
-from maquette.surface import mesh_kernels, tsdf_torch
+from maquette.surface import mesh_kernels, tsdf_cuda
+from maquette.surface.bake import view_colors
 from maquette.surface.captures import Captures, capture, gaussian_reach, sphere_cameras, unit_gaussians
 from maquette.surface.triangles import Floats, marching_cubes, vertex_normals
-from maquette.surface.tsdf import gather_colors, integrate
+from maquette.surface.tsdf import integrate
 from maquette.surface.volume import clean_volume
 
 _TRUNCATION_CELLS = 3.0
@@ -64,13 +69,14 @@ def fuse_gaussians(
     captures = capture(unit.gaussians, sphere_cameras(num_views, image_size))
     points, faces, spacing = fuse_captures(captures, unit.gaussians, resolution=resolution, min_part=min_part)
     normals = smooth_normals(points, faces)
-    colors = point_colors(captures, points, normals, _TRUNCATION_CELLS * spacing)
+    seen = (captures.depth, captures.color_trust)
+    colors = torch.from_numpy(view_colors(captures, *seen, points, normals, tolerance=_TRUNCATION_CELLS * spacing))
     device = gaussians.device
     return Mesh(
         unit.to_world(points).to(device),
         torch.from_numpy(faces).to(device),
         normals=torch.from_numpy(normals).to(device),
-        vertex_colors=torch.from_numpy(colors).to(device),
+        vertex_colors=torch.cat([colors, torch.ones_like(colors[:, :1])], dim=1).to(device),
     )
 
 
@@ -102,7 +108,7 @@ def fuse_captures(
         Vertices `[N, 3]`, faces `[M, 3]` (counter-clockwise seen from outside), and the spacing of the grid.
     """
     origin, spacing, shape = _grid(gaussians, resolution)
-    vertices, faces = marching_cubes(_field(captures, origin, spacing, shape, min_part, gaussians.device), 0.0)
+    vertices, faces = marching_cubes(_field(captures, origin, spacing, shape, min_part), 0.0)
     return vertices * spacing + origin, faces, spacing
 
 
@@ -122,25 +128,37 @@ def _field(
     spacing: float,
     shape: tuple[int, int, int],
     min_part: float,
-    device: torch.device,
 ) -> Floats:
     """Smooth field, positive inside the kept parts, negative outside and on the border."""
-    from scipy import ndimage
-
-    sines = captures.positions[:, 1] / np.linalg.norm(captures.positions, axis=1)
-    reliance = np.where(sines < _BELOW, np.float32(_BELOW_RELIANCE), np.float32(1))
-    geometry = np.array([*origin, spacing], np.float32)
-    settings = np.array([_TRUNCATION_CELLS * spacing, captures.solid, _FREE_WEIGHT, _HIDDEN_WEIGHT], np.float32)
+    sines = captures.positions[:, 1] / captures.positions.norm(dim=1)
+    reliance = torch.where(sines < _BELOW, _BELOW_RELIANCE, 1.0).float()
+    geometry = reliance.new_tensor([*origin.tolist(), spacing])
+    settings = reliance.new_tensor([_TRUNCATION_CELLS * spacing, captures.solid, _FREE_WEIGHT, _HIDDEN_WEIGHT])
     seen = (captures.depth, captures.alpha, captures.trust, captures.matrices, captures.pinhole)
-    if device.type == "cpu":
-        field = np.empty(shape, np.float32)
-        with kernel_threads():
-            integrate(*seen, reliance, geometry, settings, field)
+    given = (*seen, reliance, geometry, settings)
+    if captures.on_gpu:
+        smooth = blurred(tsdf_cuda.integrate(given, shape), _BLUR_CELLS).cpu().numpy()
     else:
-        there = [torch.from_numpy(value).to(device) for value in (*seen, reliance, geometry, settings)]
-        field = tsdf_torch.integrate(there, shape).cpu().numpy()
-    np.negative(field, out=field)
-    return clean_volume(ndimage.gaussian_filter(field, _BLUR_CELLS, mode="nearest"), min_part)
+        from scipy import ndimage
+
+        field, kernel = np.empty(shape, np.float32), cast(Any, integrate)
+        with kernel_threads():
+            kernel(*(value.numpy() for value in given), field)
+        smooth = ndimage.gaussian_filter(field, _BLUR_CELLS, mode="nearest")
+    np.negative(smooth, out=smooth)
+    return clean_volume(smooth, min_part)
+
+
+def blurred(field: Tensor, sigma: float) -> Tensor:
+    """A field `[X, Y, Z]` convolved with a Gaussian, as by `scipy.ndimage.gaussian_filter` in mode "nearest"."""
+    reach = int(4 * sigma + 0.5)
+    taps = [math.exp(-0.5 * (offset / sigma) ** 2) for offset in range(-reach, reach + 1)]
+    for axis, size in enumerate(field.shape):
+        rows = torch.arange(-reach, size + reach, device=field.device).clamp(0, size - 1)
+        padded, field = field.index_select(axis, rows), torch.zeros_like(field)
+        for start, tap in enumerate(taps):
+            field.add_(padded.narrow(axis, start, size), alpha=tap / sum(taps))
+    return field
 
 
 def smooth_normals(points: Doubles, faces: NDArray[np.int64]) -> Floats:
@@ -153,40 +171,3 @@ def smooth_normals(points: Doubles, faces: NDArray[np.int64]) -> Floats:
         length = np.linalg.norm(mixed, axis=1, keepdims=True)
         normals = np.where(length > 1e-6, mixed / np.maximum(length, 1e-6), normals).astype(np.float32)
     return normals
-
-
-def point_colors(captures: Captures, points: Doubles, normals: Floats, tolerance: float) -> Floats:
-    """RGBA `[N, 4]` of surface points; those that no view sees take the colour of the nearest one that is seen.
-
-    Args:
-        captures: the views.
-        points, normals: `[N, 3]`, in the views' coordinates.
-        tolerance: how far a point may lie behind what a view sees.
-
-    Raises:
-        InvalidInputError: no view sees any of them.
-    """
-    from scipy import spatial
-
-    sums = np.zeros((len(points), 4), np.float32)
-    with kernel_threads():
-        gather_colors(
-            points.astype(np.float32),
-            normals,
-            captures.color,
-            captures.depth,
-            captures.color_trust,
-            captures.matrices,
-            captures.pinhole,
-            captures.positions,
-            tolerance,
-            sums,
-        )
-    seen = sums[:, 3] > 1e-4
-    if not seen.any():
-        raise InvalidInputError("no surface: the Gaussians are too small or too faint for this resolution; raise it")
-    colors = sums[:, :3] / np.maximum(sums[:, 3:], np.float32(1e-12))
-    if not seen.all():
-        _, nearest = spatial.cKDTree(points[seen]).query(points[~seen])
-        colors[~seen] = colors[seen][nearest]
-    return np.concatenate([colors.clip(0, 1), np.ones_like(colors[:, :1])], axis=1).astype(np.float32)

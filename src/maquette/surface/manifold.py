@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from maquette.surface import sheet_kernels
+
 Doubles = NDArray[np.float64]
 Faces = NDArray[np.int64]
 
@@ -115,9 +117,8 @@ def _fans_of(faces: Faces, partner: NDArray[np.int64]) -> tuple[NDArray[np.int64
 
     The corner at the start of an edge is in one fan with the corner at the end of its partner.
     """
-    corner = np.arange(len(partner))
-    ends = partner // 3 * 3 + (partner % 3 + 1) % 3
-    _, labels = _connected(corner, ends, len(partner))
+    labels = np.full(len(partner), -1)
+    sheet_kernels.label_cycles(partner // 3 * 3 + (partner % 3 + 1) % 3, labels)
     owners = np.zeros(labels.max() + 1, np.int64)
     owners[labels] = faces.reshape(-1)
     fans = np.bincount(owners)
@@ -139,11 +140,11 @@ def separate_sheets(vertices: Doubles, faces: Faces) -> tuple[Doubles, Faces]:
     faces = _without_cancelling(faces[_proper(faces)])
     if not len(faces):
         return vertices, faces
-    partner = _pair_edges(vertices, faces)
-    if partner is None:
+    paired = _pair_edges(vertices, faces)
+    if paired is None:
         used, index = np.unique(faces, return_inverse=True)
         return vertices[used], index.reshape(-1, 3)
-    points, split = _split_fans(vertices, faces, partner)
+    points, split = _split_fans(vertices, faces, paired[0])
     while (doubled := _doubled_edges(points, split)) is not None:
         points, split = _halve_edges(points, split, *doubled)
     return points, split
@@ -156,10 +157,11 @@ def _split_fans(vertices: Doubles, faces: Faces, partner: NDArray[np.int64]) -> 
     owners[labels] = faces.reshape(-1)
     points = vertices[owners]
     shared = np.bincount(owners, minlength=len(vertices))[owners] > 1
-    centers = vertices[faces].mean(axis=1)
-    sums = [np.bincount(labels, np.repeat(centers[:, i], 3), len(owners)) for i in range(3)]
-    middle = np.stack(sums, axis=1) / np.bincount(labels)[:, None]
-    points = np.where(shared[:, None], points + _GAP * (middle - points), points)
+    rows = np.flatnonzero(shared[labels])
+    centers = vertices[faces[rows // 3]].mean(axis=1)
+    sums = np.stack([np.bincount(labels[rows], centers[:, i], len(owners)) for i in range(3)], axis=1)
+    middle = sums[shared] / np.bincount(labels[rows], minlength=len(owners))[shared, None]
+    points[shared] += _GAP * (middle - points[shared])
     return points, labels.reshape(-1, 3)
 
 
@@ -168,18 +170,15 @@ def _doubled_edges(vertices: Doubles, faces: Faces) -> tuple[NDArray[np.int64], 
 
     Between two vertices where sheets touch twice there are two edges: they need vertices of their own.
     """
-    directed = _directed_edges(faces)
-    key = directed[:, 0] * np.int64(len(vertices)) + directed[:, 1]
-    _, inverse, count = np.unique(key, return_inverse=True, return_counts=True)
-    rows = np.flatnonzero((count[inverse] > 1) & (directed[:, 0] < directed[:, 1]))
-    partner = _pair_edges(vertices, faces) if len(rows) else None
-    if partner is None:
+    paired = _pair_edges(vertices, faces)
+    if paired is None or not paired[1].any():
         return None
+    partner, crowded = paired
     chosen: list[int] = []
     touched: set[int] = set()
-    for row in rows.tolist():
+    for row in np.flatnonzero(crowded).tolist():
         both = {row // 3, int(partner[row]) // 3}
-        if not both & touched:
+        if faces[row // 3, row % 3] < faces[row // 3, (row + 1) % 3] and not both & touched:
             touched |= both
             chosen.append(row)
     ahead = np.array(chosen, np.int64)
@@ -205,13 +204,13 @@ def _halve_edges(
 
 def _without_cancelling(faces: Faces) -> Faces:
     """Drops triangles with the same corners, as many as there are of the other orientation."""
+    if not sheet_kernels.has_repeated_triangles(faces, int(faces.max(initial=-1)) + 1):
+        return faces
     order = np.sort(faces, axis=1)
     first = faces.argmin(axis=1)
     turned = faces[np.arange(len(faces)), (first + 1) % 3] == order[:, 1]
     inverse = same_rows(order)
     count = np.bincount(inverse)
-    if (count == 1).all():
-        return faces
     total = np.bincount(inverse, np.where(turned, 1, -1), len(count)).astype(np.int64)
     rank = np.empty(len(faces), np.int64)
     sign = np.where(turned, 1, -1)
@@ -222,36 +221,33 @@ def _without_cancelling(faces: Faces) -> Faces:
     return kept
 
 
-def _pair_edges(vertices: Doubles, faces: Faces) -> NDArray[np.int64] | None:
-    """For every directed edge the opposite one that continues the surface, or None where there are borders."""
-    directed = _directed_edges(faces)
-    forward = directed[:, 0] < directed[:, 1]
-    key = directed.min(axis=1) * np.int64(len(vertices)) + directed.max(axis=1)
-    _, inverse, count = np.unique(key, return_inverse=True, return_counts=True)
-    if bool(np.bincount(inverse, np.where(forward, 1, -1)).any()):
+def _pair_edges(vertices: Doubles, faces: Faces) -> tuple[NDArray[np.int64], NDArray[np.bool_]] | None:
+    """For every directed edge the opposite one that continues the surface, and whether others have its two ends.
+
+    None where there are borders.
+    """
+    partner, crowded = np.full(3 * len(faces), -1), np.full(3 * len(faces), -1)
+    if not sheet_kernels.match_sides(faces, len(vertices), partner, crowded):
         return None
-    order = np.lexsort((~forward, inverse))
-    starts = np.concatenate([[0], np.cumsum(count)])
-    partner = np.empty(len(directed), np.int64)
-    simple = starts[:-1][count == 2]
-    partner[order[simple]], partner[order[simple + 1]] = order[simple + 1], order[simple]
-    for group in np.flatnonzero(count > 2):
-        members = order[starts[group] : starts[group + 1]]
-        for one, other in _pairs_by_angle(vertices, faces, directed, members):
+    rows = np.flatnonzero(crowded >= 0)
+    ends = np.stack([faces[rows // 3, rows % 3], faces[rows // 3, (rows + 1) % 3]], axis=1)
+    order = np.lexsort((ends[:, 0] > ends[:, 1], crowded[rows]))
+    for members in np.split(order, np.flatnonzero(np.diff(crowded[rows[order]])) + 1) if len(rows) else ():
+        for one, other in _pairs_by_angle(vertices, faces, rows[members], ends[members]):
             partner[one], partner[other] = other, one
-    return partner
+    return partner, crowded >= 0
 
 
-def _pairs_by_angle(vertices: Doubles, faces: Faces, directed: Faces, members: NDArray[np.int64]) -> list[Any]:
+def _pairs_by_angle(vertices: Doubles, faces: Faces, members: NDArray[np.int64], ends: Faces) -> list[Any]:
     """Pairs of the directed edges of one edge: each forward one with the next backward one through the solid."""
-    low, high = vertices[directed[members[0]].min()], vertices[directed[members[0]].max()]
+    low, high = vertices[ends[0].min()], vertices[ends[0].max()]
     axis = (high - low) / max(float(np.linalg.norm(high - low)), 1e-300)
     opposite = vertices[faces[members // 3, (members % 3 + 2) % 3]] - low
     flat = opposite - (opposite @ axis)[:, None] * axis
     side = flat[0] / max(float(np.linalg.norm(flat[0])), 1e-300)
     angles = np.arctan2(flat @ np.cross(axis, side), flat @ side)
-    around = members[np.argsort(angles, kind="stable")]
-    forward = directed[around, 0] < directed[around, 1]
+    turn = np.argsort(angles, kind="stable")
+    around, forward = members[turn], ends[turn, 0] < ends[turn, 1]
     stack: list[int] = []
     pairs = []
     # The solid lies clockwise (seen along the axis) behind a forward triangle: its partner comes before it. As in
