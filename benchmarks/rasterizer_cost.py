@@ -369,8 +369,8 @@ def main() -> None:
         "# CUDA rasterizer: what the kernels do, and the limits of an H200",
         "",
         "Microseconds that the card needs at least, by limit, the tightest in bold, beside the measured ones of "
-        "[raster_kernels.json](raster_kernels.json) (H200, commit 720927010516; events around each launch add some "
-        "microseconds). Made by `python benchmarks/rasterizer_cost.py -o benchmarks/results`, which says what is "
+        f"[raster_kernels.json](raster_kernels.json) (H200, commit {measured['commit']}; events around each launch add "
+        "some microseconds). Made by `python benchmarks/rasterizer_cost.py -o benchmarks/results`, which says what is "
         "counted.",
         "",
         "Limits: memory 4.8 TB/s, every array once; float32 67 TFLOP/s, tensor cores 495 TFLOP/s in tf32; of each of "

@@ -128,8 +128,9 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
     args.no_carve |= args.start == "ball"
+    name = f"refine_{torch.device(args.device).type}"
     if args.collect:
-        parts = [json.loads((folder / "refine.json").read_text()) for folder in args.collect]
+        parts = [json.loads((folder / f"{name}.json").read_text()) for folder in args.collect]
         document = parts[0] | {"objects": [row for part in parts for row in part["objects"]]}
         document["load_average"] = max(part["load_average"] for part in parts)
         for key in ("steps", "size", "start", "carve"):
@@ -139,9 +140,9 @@ def main() -> None:
     else:
         document = run(args)
     args.output.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(args.output / "refine.json", json.dumps(document, indent=2) + "\n")
+    atomic_write_text(args.output / f"{name}.json", json.dumps(document, indent=2) + "\n")
     text = table(document)
-    atomic_write_text(args.output / "refine.md", text)
+    atomic_write_text(args.output / f"{name}.md", text)
     print(text)
 
 

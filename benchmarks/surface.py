@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--assets", type=Path, required=True)
     parser.add_argument("--ids", nargs="+", default=IDS)
-    parser.add_argument("--every", action="store_true", help="all objects of DATA instead of --ids")
+    parser.add_argument("--step", type=int, help="every Nth object of DATA instead of --ids; 1 for all", metavar="N")
     parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=tuple(METHODS))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results"))
@@ -61,7 +61,9 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".* expects cameras")
     load = os.getloadavg()[0]
     scores = []
-    ids = [info.id for info in RenderedDataset.load(args.data).objects] if args.every else args.ids
+    ids = args.ids
+    if args.step:
+        ids = [info.id for info in RenderedDataset.load(args.data).objects][:: args.step]
     methods = {name: METHODS[name] for name in args.methods}
     network = maquette.load("lgm-mini", device=args.device)
     for score in bench_surfaces(args.data, args.assets, network, methods, ids):

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import trimesh
 from scipy import ndimage, sparse
 from scipy.sparse import csgraph
 from skimage import measure
@@ -84,6 +83,8 @@ def test_captures_stay_on_their_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def touching_boxes(seed: int) -> Faces:
     """Triangles of random cells of a small grid, in contact along edges and corners, some of them back to back."""
+    import trimesh  # which a machine with a GPU need not have
+
     cells = np.argwhere(np.random.default_rng(seed).random((3, 3, 3)) < 0.5)
     boxes = [trimesh.creation.box(transform=trimesh.transformations.translation_matrix(cell)) for cell in cells]
     joined = trimesh.util.concatenate(boxes)

@@ -22,7 +22,7 @@ case " $PARTS " in *" tests "*)
   say tests; grep -E "^(FAILED|ERROR|E  )|passed|failed" "$OUT/tests.txt" | cut -c1-200 | tail -n 24
 esac
 case " $PARTS " in *" stages "*)
-  timeout 120 python3 benchmarks/device/time_raster_kernels.py -o "$OUT" > "$OUT/stages.txt" 2>&1
+  timeout 120 python3 benchmarks/device/time_raster_kernels.py -o "$OUT" --commit "$COMMIT" > "$OUT/stages.txt" 2>&1
   say stages; tail -n 24 "$OUT/stages.txt"
 esac
 case " $PARTS " in *" official "*)

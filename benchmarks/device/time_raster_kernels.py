@@ -1,7 +1,7 @@
 """Milliseconds of every kernel of the CUDA rasterizer, and of the host, per benchmark scene.
 
-python benchmarks/device/time_raster_kernels.py [-o DIR]: medians over some calls with gradients, by CUDA events around
-each launch. The events cost some microseconds per launch, so the sum is longer than a plain call.
+python benchmarks/device/time_raster_kernels.py [-o DIR --commit HASH]: medians over some calls with gradients, by
+CUDA events around each launch. The events cost some microseconds per launch, so the sum is longer than a plain call.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ def by_kernel(call: Callable[[], None]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--commit", default="unknown", help="what the file names")
     args = parser.parse_args()
     results = {scene.name: measure(scene) for scene in GPU_SCENES}
     names = list(dict.fromkeys(name for result in results.values() for name in result))
@@ -88,7 +89,9 @@ def main() -> None:
     for name in names:
         print(f"{name:20}" + "".join(f"{result.get(name, 0.0):10.3f}" for result in results.values()))
     if args.output:
-        (args.output / "raster_kernels.json").write_text(json.dumps(results, indent=1) + "\n")
+        (args.output / "raster_kernels.json").write_text(
+            json.dumps({"commit": args.commit, **results}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":
