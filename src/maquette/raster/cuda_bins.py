@@ -107,8 +107,7 @@ class Part(NamedTuple):
     visible: int
 
 
-@dataclass(frozen=True)
-class Bins:
+class Bins(NamedTuple):
     """Projected Gaussians and, per tile, its segment of the pair list ordered front to back.
 
     Most are addresses within a few large allocations, because each allocation costs the host some microseconds.
@@ -213,8 +212,7 @@ def _try_bin(
     return Bins(pairs, *addresses, room.slots, tuple(parts), (room.kept, room.counters))
 
 
-@dataclass(frozen=True)
-class _Room:
+class _Room(NamedTuple):
     """Memory for binning: what is kept, what is not, and numbers that begin at zero, with the addresses therein.
 
     Attributes:
