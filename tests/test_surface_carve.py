@@ -17,9 +17,8 @@ from maquette.surface.carve import carved_mesh
 from maquette.surface.depths import depth_maps
 from maquette.surface.folds import folded
 from maquette.surface.hull import hull_mesh
-from maquette.surface.manifold import same_rows, topology
+from maquette.surface.manifold import same_rows, topology, unique_edges
 from maquette.surface.normal_maps import NormalMaps
-from maquette.surface.remesh import unique_edges
 from maquette.surface.unwrap import regions, unwrap
 from normal_map_scenes import maps_of
 

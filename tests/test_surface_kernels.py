@@ -9,13 +9,12 @@ import trimesh
 from torch.nn import functional
 
 from maquette.cameras import Cameras
-from maquette.raster import shading
 from maquette.raster.mesh import pinhole_parameters, rasterize_mesh
 from maquette.raster.shading import antialias
 from maquette.surface import carve_kernels, mesh_kernels, refine, refine_kernels
 from maquette.surface.folds import cross_products, without_turning
 from maquette.surface.manifold import topology
-from maquette.surface.remesh import Patch, face_neighbors, remesh_kernels
+from maquette.surface.remesh import Patch, remesh_kernels
 from maquette.surface.triangles import vertex_normals
 from normal_map_scenes import maps_of
 
@@ -86,40 +85,6 @@ def test_what_is_known_spreads_by_means_of_27_cells() -> None:
     carve_kernels.spread(bordered, cells, share[unknown].numpy(), 5)
     np.testing.assert_allclose(bordered[1:-1, 1:-1, 1:-1], wanted.numpy(), atol=1e-6)
     assert np.pad(np.zeros((7, 9, 8)), 1, constant_values=1)[bordered == 0].all()
-
-
-@pytest.mark.parametrize("change", ["closed", "hole", "fin", "two fins", "turned", "twice"])
-def test_neighbors_are_those_of_shading(change: str) -> None:
-    points, faces = random_ball(2)
-    extra = np.array([[*faces[5, :2], len(points)], [*faces[5, 1::-1], len(points)]])
-    faces = {
-        "closed": faces,
-        "hole": faces[40:],
-        "fin": np.concatenate([faces, extra[:1]]),
-        "two fins": np.concatenate([extra[1:], faces, extra[:1]]),
-        "turned": np.concatenate([faces[:1, ::-1], faces[1:]]),
-        "twice": np.concatenate([faces, faces[7:9]]),
-    }[change]
-    patch = patch_of(points, np.ascontiguousarray(faces), np.ones(len(points)))
-    wanted = shading.face_neighbors(torch.from_numpy(patch.faces)).numpy()
-    assert (face_neighbors(patch) == wanted).all()
-    assert (wanted < 0).any() == (change != "closed")
-
-
-def test_rings_around_vertices_are_found() -> None:
-    points, faces = random_ball(3, subdivisions=2)
-    count = len(points)
-    # A second body of its own, and one that hangs on a vertex of the first.
-    apart, hanging = faces + count, np.where(faces == 0, 0, faces + count)
-    for second, rings in ((apart, True), (hanging, False)):
-        both = np.concatenate([faces, second])
-        patch = patch_of(np.concatenate([points, points + 3]), both, np.ones(2 * count))
-        neighbors = face_neighbors(patch)
-        assert (neighbors >= 0).all()
-        assert mesh_kernels.one_fan_each(both, neighbors, 2 * count) == rings
-        assert topology(patch.points, both).watertight == rings
-    opened = patch_of(points, faces[1:], np.ones(count))
-    assert not mesh_kernels.one_fan_each(opened.faces, face_neighbors(opened), count)
 
 
 def test_splits_cut_triangles_in_all_ways_and_keep_the_surface() -> None:

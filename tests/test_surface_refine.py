@@ -21,10 +21,10 @@ from maquette.mesh import Mesh
 from maquette.raster.mesh import rasterize_mesh
 from maquette.raster.shading import interpolate
 from maquette.surface.folds import folded
-from maquette.surface.manifold import topology
+from maquette.surface.manifold import topology, unique_edges
 from maquette.surface.normal_maps import NormalMaps, read_normal_maps
 from maquette.surface.refine import RefineOptions, refine
-from maquette.surface.remesh import Patch, remeshed, unique_edges
+from maquette.surface.remesh import Patch, remeshed
 from maquette.views import Views
 
 ANGLES = ([0.0, 60, 120, 180, 240, 300, 30, 200], [0.0, 30, -20, 10, 40, -30, 80, -80])

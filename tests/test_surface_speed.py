@@ -17,8 +17,7 @@ from maquette.cameras import Cameras
 from maquette.gaussians import Gaussians
 from maquette.surface import SurfaceOptions, captures, gaussians_to_asset, sheet_kernels, tsdf, tsdf_cuda
 from maquette.surface.bake import dilate
-from maquette.surface.fusion import blurred
-from maquette.surface.manifold import Faces
+from maquette.surface.manifold import Faces, unique_edges
 from maquette.surface.triangles import marching_cubes
 from maquette.surface.volume import clean_volume
 
@@ -55,25 +54,15 @@ def test_fusion_on_the_gpu_is_the_same(device: str, tmp_path: Path, monkeypatch:
     assert (sums[:, 3] > 0).mean() > 0.5
 
 
-def test_blur_and_quantile_are_those_of_scipy_and_numpy() -> None:
-    random = np.random.default_rng(4)
-    field = random.normal(size=(9, 12, 1)).astype(np.float32)
-    wanted = ndimage.gaussian_filter(field.astype(np.float64), 0.7, mode="nearest")
-    assert np.allclose(blurred(torch.from_numpy(field), 0.7).numpy(), wanted, atol=1e-6)
-    for count in (1, 2, 997):
-        values = random.random(count)
-        assert captures._sorted_quantile(torch.from_numpy(values), 0.9) == pytest.approx(np.quantile(values, 0.9))
-
-
 def test_captures_stay_on_their_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Meta tensors have a device and no values, and refuse to mix devices."""
     monkeypatch.setattr(captures, "_typical_coverage", lambda _: 0.9)
     with torch.device("meta"):
         views = Cameras(torch.zeros(2, 4, 4), torch.zeros(2, 3, 3), 8, 8)
-        field, *pictures = torch.zeros(4, 5, 6), torch.zeros(2, 8, 8, 3), torch.zeros(2, 8, 8), torch.zeros(2, 8, 8)
+        pictures = torch.zeros(2, 8, 8, 3), torch.zeros(2, 8, 8), torch.zeros(2, 8, 8)
     seen = captures.Captures(views, *pictures)
     halved, cameras = seen.halved
-    of_pictures = (seen.color, seen.trust, seen.color_trust, halved, blurred(field, 0.7))
+    of_pictures = (seen.color, seen.trust, seen.color_trust, halved)
     of_cameras = (seen.matrices, seen.pinhole, seen.positions, cameras.intrinsics)
     assert all(value.is_meta for value in (*of_pictures, *of_cameras))
     assert halved.shape == (2, 4, 4, 3) and cameras.height == 4
@@ -99,13 +88,15 @@ def test_sides_are_matched_as_a_dictionary_does(seed: int) -> None:
     for side in range(faces.size):
         edges.setdefault(frozenset((faces[side // 3, side % 3], faces[side // 3, (side + 1) % 3])), []).append(side)
     partner, crowded = np.full(faces.size, -1), np.full(faces.size, -1)
-    assert sheet_kernels.match_sides(faces, int(faces.max()) + 1, partner, crowded)
+    listed, numbers = unique_edges(faces)
+    assert sheet_kernels.match_sides(faces, numbers, np.zeros(len(listed), np.int64), partner, crowded)
     for sides in edges.values():
         if len(sides) == 2:
             assert partner[sides].tolist() == sides[::-1] and (crowded[sides] == -1).all()
         else:
             assert (np.flatnonzero(crowded == crowded[sides[0]]) == sides).all() and crowded[sides[0]] >= 0
-    assert not sheet_kernels.match_sides(faces[1:], int(faces.max()) + 1, partner, crowded)
+    listed, numbers = unique_edges(faces[1:])
+    assert not sheet_kernels.match_sides(faces[1:], numbers, np.zeros(len(listed), np.int64), partner, crowded)
     kept, number = np.unique(np.sort(faces, axis=1), axis=0, return_index=True)
     assert sheet_kernels.has_repeated_triangles(faces, int(faces.max()) + 1) == (len(kept) < len(faces))
     assert not sheet_kernels.has_repeated_triangles(faces[number], int(faces.max()) + 1)
@@ -140,7 +131,7 @@ def test_cleaned_volumes_are_those_of_labelled_images(seed: int) -> None:
     assert np.allclose(cleaned[unchanged], field[unchanged], atol=1.1e-4)
 
 
-def test_marching_cubes_leaves_out_only_cubes_without_triangles() -> None:
+def test_marching_cubes_faces_the_lower_side() -> None:
     field = ndimage.gaussian_filter(np.random.default_rng(5).normal(size=(9, 11, 8)), 1.0).astype(np.float32)
     points, faces = marching_cubes(field, 0.01)
     wanted = measure.marching_cubes(field, 0.01, allow_degenerate=False)
@@ -176,8 +167,3 @@ def test_a_conversion_by_the_gpu_kernels_is_as_good(tmp_path: Path, monkeypatch:
     assert report.watertight and report.triangles == plain.triangles and report.psnr_db is not None
     assert report.psnr_db == pytest.approx(plain.psnr_db, abs=0.05)
     assert report.volume == pytest.approx(plain.volume, rel=1e-3)
-
-
-def test_most_around_is_a_pooled_maximum() -> None:
-    pictures = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(captures._most_around(pictures), functional.max_pool2d(pictures[:, None], 3, 1, 1)[:, 0])

@@ -23,11 +23,11 @@ from maquette.raster.shading import interpolate, surface_weights
 from maquette.rendering import render
 from maquette.surface.folds import neighbor_means, unfolded, without_turning
 from maquette.surface.fusion import smooth_normals
-from maquette.surface.manifold import Doubles, Faces
+from maquette.surface.manifold import Doubles, Faces, unique_edges
 from maquette.surface.normal_maps import NormalMaps
 from maquette.surface.recolor import recolored
 from maquette.surface.refine import RefineOptions, refine, region_freedom
-from maquette.surface.remesh import Patch, unique_edges
+from maquette.surface.remesh import Patch
 
 Shows = Literal["color", "normals"]
 Progress = Callable[[int, int], None]

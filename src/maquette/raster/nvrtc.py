@@ -208,9 +208,9 @@ _PARAMETERS = _ParametersOfThread()
 def _driver_launch() -> Callable[..., int]:
     """The driver's `cuLaunchKernel`, called directly, because cuda-core looks at every argument anew."""
     library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    function: Callable[..., int] = library.cuLaunchKernel
+    function = library.cuLaunchKernel
     handle, number = ctypes.c_void_p, ctypes.c_uint
-    function.argtypes = [handle, *[number] * 7, handle, handle, handle]  # type: ignore[attr-defined]
+    function.argtypes = [handle, *[number] * 7, handle, handle, handle]
     return function
 
 

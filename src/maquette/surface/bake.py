@@ -15,7 +15,7 @@ from maquette.errors import InvalidInputError
 from maquette.raster.cpu_jit import kernel_threads
 from maquette.raster.mesh import rasterize_mesh
 from maquette.raster.shading import interpolate
-from maquette.surface import texel_kernels, tsdf_cuda
+from maquette.surface import tsdf_cuda
 from maquette.surface.captures import Captures
 from maquette.surface.triangles import Floats
 from maquette.surface.tsdf import gather_colors
@@ -130,9 +130,10 @@ def view_colors(
 
 def dilate(texture: Floats, covered: NDArray[np.bool_]) -> Floats:
     """Gives every texel that no chart covers the value of the nearest that one covers."""
-    filled, rows = texture.copy(), np.empty(covered.shape, np.int64)
-    if covered.any():
-        texel_kernels.nearest_rows(covered, rows)
-        with kernel_threads():
-            texel_kernels.spread(covered, rows, filled)
-    return filled
+    from scipy import ndimage
+
+    if covered.all() or not covered.any():
+        return texture
+    index = ndimage.distance_transform_edt(~covered, return_distances=False, return_indices=True)
+    spread: Floats = texture[index[0], index[1]]
+    return spread

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maquette.surface import mesh_kernels
-from maquette.surface.manifold import Doubles, Faces, same_rows, topology
-from maquette.surface.remesh import Patch, face_neighbors, remeshed, unique_edges
+from maquette.surface.manifold import Doubles, Faces, same_rows, topology, unique_edges
+from maquette.surface.remesh import Patch, remeshed
 
 _THIN = 0.02
 """Least height of a triangle, relative to its longest side."""
@@ -105,18 +105,10 @@ def mended(patch: Patch) -> Patch:
         single = points.astype(np.float32).astype(np.float64)
         wrong = folded(single, patch.faces)
         wrong &= ~patch.frozen[patch.faces].any(axis=1)
-        if not wrong.any() and _watertight(patch, single):
+        if not wrong.any() and topology(single, patch.faces).watertight:
             break
         patch = cut_folds(patch, attempt // 2) if attempt % 2 else remeshed(patch)
     return patch
-
-
-def _watertight(patch: Patch, points: Doubles) -> bool:
-    """As `topology` says for a patch at other points; quickly where no two vertices share a place."""
-    apart = int(same_rows(points).max()) + 1 == len(points)
-    if apart and mesh_kernels.one_fan_each(patch.faces, face_neighbors(patch), len(points)):
-        return True
-    return topology(points, patch.faces).watertight
 
 
 def cut_folds(patch: Patch, rings: int) -> Patch:

@@ -7,13 +7,11 @@ view sees, is solid, and a stray hole in the shell does not open it.
 
 from __future__ import annotations
 
-import math
 from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from maquette.errors import InvalidInputError
 from maquette.gaussians import Gaussians
@@ -130,6 +128,8 @@ def _field(
     min_part: float,
 ) -> Floats:
     """Smooth field, positive inside the kept parts, negative outside and on the border."""
+    from scipy import ndimage
+
     sines = captures.positions[:, 1] / captures.positions.norm(dim=1)
     reliance = torch.where(sines < _BELOW, _BELOW_RELIANCE, 1.0).float()
     geometry = reliance.new_tensor([*origin.tolist(), spacing])
@@ -137,28 +137,13 @@ def _field(
     seen = (captures.depth, captures.alpha, captures.trust, captures.matrices, captures.pinhole)
     given = (*seen, reliance, geometry, settings)
     if captures.on_gpu:
-        smooth = blurred(tsdf_cuda.integrate(given, shape), _BLUR_CELLS).cpu().numpy()
+        field = tsdf_cuda.integrate(given, shape).cpu().numpy()
     else:
-        from scipy import ndimage
-
         field, kernel = np.empty(shape, np.float32), cast(Any, integrate)
         with kernel_threads():
             kernel(*(value.numpy() for value in given), field)
-        smooth = ndimage.gaussian_filter(field, _BLUR_CELLS, mode="nearest")
-    np.negative(smooth, out=smooth)
-    return clean_volume(smooth, min_part)
-
-
-def blurred(field: Tensor, sigma: float) -> Tensor:
-    """A field `[X, Y, Z]` convolved with a Gaussian, as by `scipy.ndimage.gaussian_filter` in mode "nearest"."""
-    reach = int(4 * sigma + 0.5)
-    taps = [math.exp(-0.5 * (offset / sigma) ** 2) for offset in range(-reach, reach + 1)]
-    for axis, size in enumerate(field.shape):
-        rows = torch.arange(-reach, size + reach, device=field.device).clamp(0, size - 1)
-        padded, field = field.index_select(axis, rows), torch.zeros_like(field)
-        for start, tap in enumerate(taps):
-            field.add_(padded.narrow(axis, start, size), alpha=tap / sum(taps))
-    return field
+    np.negative(field, out=field)
+    return clean_volume(ndimage.gaussian_filter(field, _BLUR_CELLS, mode="nearest"), min_part)
 
 
 def smooth_normals(points: Doubles, faces: NDArray[np.int64]) -> Floats:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maquette.surface import sheet_kernels
+from maquette.surface import mesh_kernels, sheet_kernels
 
 Doubles = NDArray[np.float64]
 Faces = NDArray[np.int64]
@@ -84,6 +84,13 @@ def _proper(faces: Faces) -> NDArray[np.bool_]:
 def _directed_edges(faces: Faces) -> Faces:
     """Row `3 * face + i` runs from corner i to corner i + 1, `[3 M, 2]`."""
     return np.stack([faces, np.roll(faces, -1, axis=1)], axis=2).reshape(-1, 2)
+
+
+def unique_edges(faces: Faces) -> tuple[Faces, Faces]:
+    """Edges `[E, 2]` (smaller vertex first), and the edge of every side (corner i to i + 1) of a triangle `[M, 3]`."""
+    edges, sides = np.empty((3 * len(faces), 2), np.int64), np.empty((len(faces), 3), np.int64)
+    count = mesh_kernels.edges_of(faces, int(faces.max()) + 1, edges, sides)
+    return edges[:count], sides
 
 
 def _connected(first: NDArray[Any], second: NDArray[Any], count: int) -> tuple[int, NDArray[np.int64]]:
@@ -227,7 +234,8 @@ def _pair_edges(vertices: Doubles, faces: Faces) -> tuple[NDArray[np.int64], NDA
     None where there are borders.
     """
     partner, crowded = np.full(3 * len(faces), -1), np.full(3 * len(faces), -1)
-    if not sheet_kernels.match_sides(faces, len(vertices), partner, crowded):
+    edges, sides = unique_edges(faces)
+    if not sheet_kernels.match_sides(faces, sides, np.zeros(len(edges), np.int64), partner, crowded):
         return None
     rows = np.flatnonzero(crowded >= 0)
     ends = np.stack([faces[rows // 3, rows % 3], faces[rows // 3, (rows + 1) % 3]], axis=1)

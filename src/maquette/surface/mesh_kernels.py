@@ -136,58 +136,6 @@ def edges_of(faces: Array, count: int, edges: Array, sides: Array) -> int:
 
 
 @compiled()
-def neighbors_of(faces: Array, sides: Array, first: Array, neighbors: Array) -> None:
-    """The triangle across every side, -1 where an edge has not two triangles that run along it in opposite directions.
-
-    Args:
-        faces, sides: `[M, 3]`, see `edges_of`; first: scratch, -1 for every edge `[E]`; neighbors: result `[M, 3]`.
-    """
-    for face in range(len(faces)):
-        for corner in range(3):
-            neighbors[face, corner] = -1
-            edge = sides[face, corner]
-            if first[edge] == -1:
-                first[edge] = 3 * face + corner
-            elif first[edge] >= 0:
-                other, there = first[edge] // 3, first[edge] % 3
-                if faces[other, there] == faces[face, (corner + 1) % 3] and faces[other, there] != faces[face, corner]:
-                    neighbors[face, corner], neighbors[other, there] = other, face
-                first[edge] = -2 - first[edge]
-            else:
-                other, there = (-2 - first[edge]) // 3, (-2 - first[edge]) % 3
-                across = neighbors[other, there]
-                neighbors[other, there] = -1
-                for side in range(3):
-                    if across >= 0 and sides[across, side] == edge:
-                        neighbors[across, side] = -1
-
-
-@compiled()
-def one_fan_each(faces: Array, neighbors: Array, count: int) -> bool:
-    """Whether the triangles around every one of `count` vertices follow each other in one ring."""
-    corners, start = np.zeros(count, np.int64), np.full(count, -1, np.int64)
-    for face in range(len(faces)):
-        for corner in range(3):
-            if neighbors[face, corner] < 0:
-                return False
-            corners[faces[face, corner]] += 1
-            start[faces[face, corner]] = face
-    for vertex in range(count):
-        face, left = start[vertex], corners[vertex]
-        while left > 0:
-            corner = 0
-            while faces[face, corner] != vertex:
-                corner += 1
-            face = neighbors[face, (corner + 2) % 3]
-            left -= 1
-            if face == start[vertex]:
-                break
-        if left > 0:
-            return False
-    return True
-
-
-@compiled()
 def mark_folded(
     points: Array, faces: Array, crossed: Array, sums: Array, agree: float, thin: float, wrong: Array
 ) -> int:

@@ -23,10 +23,10 @@ from maquette.raster.shading import antialias, interpolate, surface_weights
 from maquette.surface.flatten import flattened
 from maquette.surface.folds import cut_folds, mended, neighbor_means, unfolded, without_turning
 from maquette.surface.fusion import smooth_normals
-from maquette.surface.manifold import Doubles, Faces, separate_sheets, topology
+from maquette.surface.manifold import Doubles, Faces, separate_sheets, topology, unique_edges
 from maquette.surface.normal_maps import NormalMaps
 from maquette.surface.refine_kernels import advance
-from maquette.surface.remesh import Patch, face_neighbors, remeshed, unique_edges
+from maquette.surface.remesh import Patch, remeshed
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
@@ -234,8 +234,7 @@ def _gradient(patch: Patch, cameras: Cameras, wanted: Tensor, *, flat: bool) -> 
         smooth = interpolate(functional.normalize(summed, dim=1), faces, fragments.triangle_id, weights)
         shown = functional.normalize(smooth, dim=-1)
     picture = torch.cat([shown, seen[..., None].float()], dim=-1)
-    neighbors = torch.from_numpy(face_neighbors(patch)).to(device)
-    drawn = antialias(picture, vertices, faces, cameras, fragments, neighbors=neighbors)
+    drawn = antialias(picture, vertices, faces, cameras, fragments)
     torch.autograd.backward((drawn - wanted).abs().mean())
     gradient: Doubles = (
         torch.nan_to_num(vertices.grad if vertices.grad is not None else vertices).double().cpu().numpy()

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maquette.surface import mesh_kernels, remesh_kernels
-from maquette.surface.manifold import Doubles, Faces
+from maquette.surface.manifold import Doubles, Faces, unique_edges
 
 TOLERANCE = 0.5
 """Edges may be this share longer or shorter than wanted."""
@@ -54,21 +54,6 @@ class Patch:
 def remeshed(patch: Patch) -> Patch:
     """One pass: collapses, splits and flips."""
     return _flipped(_split(_collapsed(patch)))
-
-
-def unique_edges(faces: Faces) -> tuple[Faces, Faces]:
-    """Edges `[E, 2]` (smaller vertex first), and the edge of every side (corner i to i + 1) of a triangle `[M, 3]`."""
-    edges, sides = np.empty((3 * len(faces), 2), np.int64), np.empty((len(faces), 3), np.int64)
-    count = mesh_kernels.edges_of(faces, int(faces.max()) + 1, edges, sides)
-    return edges[:count], sides
-
-
-def face_neighbors(patch: Patch) -> Faces:
-    """The triangle across every side `[M, 3]`, -1 where there are none or several, or the two disagree on the side."""
-    edges, sides = patch.edges
-    neighbors = np.empty_like(sides)
-    mesh_kernels.neighbors_of(patch.faces, sides, np.full(len(edges), -1, np.int64), neighbors)
-    return neighbors
 
 
 def _wanted(patch: Patch) -> Doubles:

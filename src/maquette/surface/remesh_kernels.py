@@ -122,6 +122,14 @@ def choose_collapses(
 
 
 @compiled()
+def _distance(points: Array, a: int, b: int) -> float:
+    total = 0.0
+    for axis in range(3):
+        total += (points[a, axis] - points[b, axis]) ** 2
+    return float(np.sqrt(total))
+
+
+@compiled()
 def lock_borders(edges: Array, sides: Array, locked: Array) -> None:
     """Locks vertices `[N]` at edges `[E, 2]` that do not have exactly two sides `[M, 3]`."""
     uses = np.zeros(len(edges), np.int32)
@@ -148,10 +156,7 @@ def edge_lengths(
     lengths, goals = np.empty(len(edges)), np.empty(len(edges))
     for edge in range(len(edges)):
         first, second = edges[edge, 0], edges[edge, 1]
-        total = 0.0
-        for axis in range(3):
-            total += (points[first, axis] - points[second, axis]) ** 2
-        lengths[edge], goals[edge] = np.sqrt(total), (wanted[first] + wanted[second]) / 2
+        lengths[edge], goals[edge] = _distance(points, first, second), (wanted[first] + wanted[second]) / 2
         relative[edge] = lengths[edge] / max(shortest * goals[edge], 1e-300)
     for face in range(len(faces)):
         a, b, c = faces[face, 0], faces[face, 1], faces[face, 2]
@@ -220,22 +225,10 @@ def long_sides(
             a, b = faces[face, corner], faces[face, (corner + 1) % 3]
             if frozen[a] or frozen[b]:
                 continue
-            total = 0.0
-            for axis in range(3):
-                total += (points[a, axis] - points[b, axis]) ** 2
-            if np.sqrt(total) > longest * ((wanted[a] + wanted[b]) / 2):
+            if _distance(points, a, b) > longest * ((wanted[a] + wanted[b]) / 2):
                 keys[number], where[number] = min(a, b) * len(points) + max(a, b), 3 * face + corner
                 number += 1
     return number
-
-
-@compiled()
-def _far(points: Array, a: int, b: int) -> float:
-    return float(
-        np.sqrt(
-            (points[a, 0] - points[b, 0]) ** 2 + (points[a, 1] - points[b, 1]) ** 2 + (points[a, 2] - points[b, 2]) ** 2
-        )
-    )
 
 
 @compiled()
@@ -265,7 +258,7 @@ def cut_triangles(points: Array, faces: Array, cut: Array, begins: Array, result
         elif cuts == 1:
             result[row], result[row + step] = (a, p, c), (p, b, c)
         elif cuts == 2:
-            near = _far(points, p, c) < _far(points, a, q)
+            near = _distance(points, p, c) < _distance(points, a, q)
             result[row] = (p, b, q)
             result[row + step] = (a, p, c) if near else (a, p, q)
             result[row + 2 * step] = (p, q, c) if near else (a, q, c)

@@ -8,64 +8,32 @@ from maquette.raster.cpu_jit import Array, compiled
 
 
 @compiled()
-def sort_sides(faces: Array, starts: Array, sides: Array, far: Array) -> None:
-    """Sorts sides by the smaller vertex at their ends, then by the larger one, then by their number.
-
-    Args:
-        faces: `[M, 3]`; side `3 * face + i` runs from corner i to corner i + 1.
-        starts: zeros `[N + 1]`, which become the first position of every smaller vertex.
-        sides: result `[3 M]`; far: their larger vertices `[3 M]`.
-    """
-    for face in range(len(faces)):
-        for corner in range(3):
-            starts[min(faces[face, corner], faces[face, (corner + 1) % 3]) + 1] += 1
-    for vertex in range(1, len(starts)):
-        starts[vertex] += starts[vertex - 1]
-    ends = starts.copy()
-    for face in range(len(faces)):
-        for corner in range(3):
-            a, b = faces[face, corner], faces[face, (corner + 1) % 3]
-            low, high = min(a, b), max(a, b)
-            position = ends[low]
-            ends[low] += 1
-            while position > starts[low] and far[position - 1] > high:
-                far[position], sides[position] = far[position - 1], sides[position - 1]
-                position -= 1
-            far[position], sides[position] = high, 3 * face + corner
-
-
-@compiled()
-def match_sides(faces: Array, count: int, partner: Array, crowded: Array) -> bool:
+def match_sides(faces: Array, sides: Array, uses: Array, partner: Array, crowded: Array) -> bool:
     """Joins the two sides of every edge that has two.
 
     Args:
-        faces: `[M, 3]`; count: number of vertices.
+        faces: `[M, 3]`; side `3 * face + i` runs from corner i to corner i + 1; sides: their edges `[M, 3]`.
+        uses: zeros `[E]`, which become the number of sides of every edge.
         partner: result `[3 M]`, the opposite side, where an edge has two.
-        crowded: -1 `[3 M]`, which becomes a number of the edge where it has more than two sides.
+        crowded: -1 `[3 M]`, which becomes the edge where it has more than two sides.
 
     Returns:
         Whether every edge has as many sides in one direction as in the other.
     """
-    starts = np.zeros(count + 1, np.int64)
-    sides, far = np.empty(3 * len(faces), np.int64), np.empty(3 * len(faces), np.int64)
-    sort_sides(faces, starts, sides, far)
-    number = 0
-    for vertex in range(count):
-        first = starts[vertex]
-        while first < starts[vertex + 1]:
-            last, balance = first, 0
-            while last < starts[vertex + 1] and far[last] == far[first]:
-                balance += 1 if faces[sides[last] // 3, sides[last] % 3] == vertex else -1
-                last += 1
-            if balance != 0:
-                return False
-            if last == first + 2:
-                partner[sides[first]], partner[sides[first + 1]] = sides[first + 1], sides[first]
-            else:
-                crowded[sides[first:last]] = number
-                number += 1
-            first = last
-    return True
+    first, balance = np.empty(len(uses), np.int64), np.zeros(len(uses), np.int64)
+    for face in range(len(faces)):
+        for corner in range(3):
+            edge, side = sides[face, corner], 3 * face + corner
+            if uses[edge] == 0:
+                first[edge] = side
+            partner[side], partner[first[edge]] = first[edge], side
+            balance[edge] += 1 if faces[face, corner] < faces[face, (corner + 1) % 3] else -1
+            uses[edge] += 1
+    for face in range(len(faces)):
+        for corner in range(3):
+            if uses[sides[face, corner]] > 2:
+                crowded[3 * face + corner] = sides[face, corner]
+    return not np.any(balance)
 
 
 @compiled()

@@ -26,21 +26,8 @@ def marching_cubes(field: Floats, level: float) -> tuple[NDArray[np.float64], ND
     if not float(field.min()) < level < float(field.max()):
         raise InvalidInputError("no surface: the Gaussians are too small or too faint for this resolution; raise it")
     # With "ascent" the front of a triangle, where it is counter-clockwise, is the side of the lower values.
-    points, triangles, _, _ = extract(
-        field, level, mask=_crossed(field, level), gradient_direction="ascent", allow_degenerate=False
-    )
+    points, triangles, _, _ = extract(field, level, gradient_direction="ascent", allow_degenerate=False)
     return points.astype(np.float64), np.ascontiguousarray(triangles, np.int64)
-
-
-def _crossed(field: Floats, level: float) -> NDArray[np.bool_]:
-    """Cubes whose corners lie on both sides of a level, at their last corner, `[X, Y, Z]`."""
-    count = (field > level).view(np.int8)
-    for axis in range(3):
-        first, second = np.split(count, [-1], axis=axis)[0], np.split(count, [1], axis=axis)[1]
-        count = first + second
-    crossed = np.zeros(field.shape, bool)
-    crossed[1:, 1:, 1:] = (count > 0) & (count < 8)
-    return crossed
 
 
 def vertex_normals(vertices: NDArray[np.float64], faces: NDArray[np.int64]) -> Floats:

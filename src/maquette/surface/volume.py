@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from maquette.surface import volume_kernels
 from maquette.surface.triangles import Floats
 
 _LEAST = 1e-4
@@ -31,14 +30,20 @@ def clean_volume(field: Floats, min_part: float) -> Floats:
 
 
 def _fill_cavities(field: Floats) -> None:
-    firsts, runs = volume_kernels.find_runs(field, False)
-    parts = volume_kernels.join_runs(firsts, runs, field.shape[1], False)
-    volume_kernels.fill_runs(field, firsts, runs, parts != 0, 0.5)
+    from scipy import ndimage
+
+    labels, count = ndimage.label(field <= 0)
+    if count > 1:
+        field[(labels > 0) & (labels != labels[0, 0, 0])] = 0.5
 
 
 def _drop_specks(field: Floats, min_part: float) -> None:
-    firsts, runs = volume_kernels.find_runs(field, True)
-    parts = volume_kernels.join_runs(firsts, runs, field.shape[1], True)
-    volumes = np.bincount(parts, runs[:, 1] - runs[:, 0])
-    small = volumes < min_part * volumes.max(initial=0)
-    volume_kernels.fill_runs(field, firsts, runs, small[parts], -0.5)
+    from scipy import ndimage
+
+    labels, count = ndimage.label(field > 0, structure=np.ones((3, 3, 3)))
+    if count > 1:
+        volumes = np.bincount(labels.ravel())
+        volumes[0] = 0
+        small = volumes < min_part * volumes.max()
+        small[0] = False
+        field[small[labels]] = -0.5
