@@ -59,4 +59,4 @@ def rasterizer_on_cpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         run_on_cpu(module, folder, monkeypatch)
     monkeypatch.setattr(cuda, "_DEVICE", "cpu")
     monkeypatch.setattr(cuda_bins, "current_stream", lambda: None)
-    monkeypatch.setattr(cuda_bins, "_NUM_PAIRS", {})
+    monkeypatch.setattr(cuda_bins, "_NEEDS", {})

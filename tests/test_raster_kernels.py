@@ -69,17 +69,21 @@ def test_long_tiles(count: int, equal_depth: bool) -> None:
         assert (gradient - expected).norm() < 5e-2 * expected.norm()
 
 
-def test_guess_of_the_number_of_pairs() -> None:
-    """Too short, exact or far too long a pair list from an earlier call: the same image, whole gradients."""
+def test_room_of_earlier_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too little, just enough or far too much room for pairs and records: the same image, whole gradients."""
     scene = surface_scene(views=2, count=80, height=32, width=32, seed=6)
     upstream = scene.upstream()
     images, gradients = run(scene, upstream)
-    ((key, pairs),) = cuda_bins._NUM_PAIRS.items()
-    assert pairs > 80
-    for guess in (0, 5, pairs // 2, pairs, 10 * pairs):
-        cuda_bins._NUM_PAIRS[key] = guess
+    ((key, needs),) = cuda_bins._NEEDS.items()
+    assert needs.pairs > 80 and 40 < needs.visible < 160
+    monkeypatch.setattr(cuda_bins.Needs, "with_slack", lambda self: self)
+    pairs, visible = needs
+    guesses = [(guess, visible) for guess in (0, 5, pairs // 2, pairs - 1, pairs, 10 * pairs)]
+    guesses += [(pairs, guess) for guess in (0, 5, visible // 2, visible - 1, 3 * visible)]
+    for guess in guesses:
+        cuda_bins._NEEDS[key] = cuda_bins.Needs(*guess)
         again, again_gradients = run(scene, upstream)
-        assert cuda_bins._NUM_PAIRS[key] == pairs
+        assert all(kept >= needed for kept, needed in zip(cuda_bins._NEEDS[key], needs, strict=True))
         assert all(torch.equal(a, b) for a, b in zip(images, again, strict=True))
         for a, b in zip(gradients, again_gradients, strict=True):
             assert (a - b).norm() <= 1e-5 * b.norm()
@@ -96,17 +100,46 @@ def test_gradients_of_a_gaussian_very_far_away() -> None:
         torch.testing.assert_close(gradient.double(), expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("items", [2, 5])
-def test_backward_in_parts(items: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Items that go backward in parts, the last one shorter, have the gradients that they have together."""
-    scene = surface_scene(batch=items, views=2, count=80, height=32, width=32, seed=6)
+def test_room_follows_what_calls_need() -> None:
+    needs = cuda_bins.Needs(3200, 320)
+    assert needs.after(cuda_bins.Needs(5000, 10)) == (5000, 310), "up at once, down slowly"
+    assert needs.with_slack() == (3400, 340)
+
+
+@pytest.mark.parametrize(("items", "views", "parts"), [(2, 2, 2), (5, 2, 3), (1, 4, 4), (1, 7, 4), (1, 1, 1)])
+def test_backward_in_parts(items: int, views: int, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Items, or views of one item, that go backward in parts have the gradients that they have together."""
+    scene = surface_scene(batch=items, views=views, count=80, height=32, width=32, seed=6)
     upstream = scene.upstream()
     images, gradients = run(scene, upstream)
-    monkeypatch.setattr(cuda, "_RECORDS_PER_PART", 100)
+    monkeypatch.setattr(cuda, "_RECORDS_PER_PART", 80)
+    passes: list[cuda_bins.Part] = []
+    project_backward = cuda._project_backward
+    monkeypatch.setattr(cuda, "_project_backward", lambda *args: (passes.append(args[1]), project_backward(*args)))
     again, again_gradients = run(scene, upstream)
+    assert len(passes) == parts and sum(part.views for part in passes) == items * views
     assert all(torch.equal(a, b) for a, b in zip(images, again, strict=True))
     for a, b in zip(gradients, again_gradients, strict=True):
         assert (a - b).norm() <= 1e-5 * b.norm()
+
+
+@pytest.mark.parametrize("layout", ["channels last", "views first", "one number", "every other pixel"])
+def test_gradients_of_images_in_any_layout(layout: str) -> None:
+    """Gradients that autograd hands over transposed, expanded or with gaps count like contiguous ones."""
+    scene = surface_scene(batch=2, views=3, count=80, height=20, width=36, seed=6)
+    upstream = scene.upstream()
+    if layout == "one number":
+        upstream = [torch.tensor(1.0 + i).expand_as(image) for i, image in enumerate(upstream)]
+    elif layout == "every other pixel":
+        upstream = [torch.stack([image, image.neg()], dim=-1)[..., 0] for image in upstream]
+    elif layout == "channels last":
+        upstream = [image.transpose(2, -1).contiguous().transpose(2, -1) for image in upstream]
+    else:  # items and views cannot be walked in one step
+        upstream = [image.transpose(0, 1).contiguous().transpose(0, 1) for image in upstream]
+    assert not any(image.is_contiguous() for image in upstream)
+    _, expected = run(scene, [image.contiguous() for image in upstream])
+    _, gradients = run(scene, upstream)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, expected, strict=True))
 
 
 def test_without_gradients_the_image_is_the_same() -> None:

@@ -141,8 +141,8 @@ class _Rasterize(torch.autograd.Function):
         settings = (scale_modifier, antialiased)
         with torch.cuda.device(values[0].device):
             images = _empty_images(shape, values[0])  # before the GPU has to wait for the host
-            cameras, items_per_part = (world_to_camera, intrinsics), _items_per_part(shape, values[4:])
-            bins = bin_gaussians(shape, values[:5], cameras, *settings, differentiable, items_per_part)
+            cameras, views_per_part = (world_to_camera, intrinsics), _views_per_part(shape, values[4:])
+            bins = bin_gaussians(shape, values[:5], cameras, *settings, views_per_part)
             _blend(shape, bins, values[4], background, images)
             extra = []
             for group in values[5:]:
@@ -167,42 +167,51 @@ class _Rasterize(torch.autograd.Function):
             # The bins are let go as soon as they are used, to save memory; a second backward pass makes them again.
             bins, ctx.bins = ctx.bins, None
             if bins is None:
-                items_per_part = _items_per_part(shape, saved[9 : 10 + count])
-                bins = bin_gaussians(shape, gaussians, cameras, settings[0], settings[1], True, items_per_part)
+                views_per_part = _views_per_part(shape, saved[9 : 10 + count])
+                bins = bin_gaussians(shape, gaussians, cameras, *settings, views_per_part)
             buffer = images[0].new_empty(max(part.visible for part in bins.parts) * _GRADIENT_FLOATS)
             gradients: list[Tensor] = []
             group_gradients: list[Tensor | None] = [None] * len(groups)
-            own, parts, slots = None, bins.parts, bins.slots
+            own, parts, seen = None, bins.parts, bins.seen
             for part in parts:
                 sums = buffer[: part.visible * _GRADIENT_FLOATS].zero_()
                 for i, (group, image, gradient) in enumerate(zip(groups, extra, upstream[3:], strict=True)):
                     if gradient is not None:
                         _blend_backward(shape, bins, part, group, (image, *images[1:]), (gradient, None, None), sums)
-                        group_gradients[i] = _take_channel_gradients(shape, slots, sums, group)
+                        group_gradients[i] = _take_channel_gradients(shape, seen, sums, group)
                 _blend_backward(shape, bins, part, gaussians[4], images, upstream[:3], sums)
                 if gaussians[4].ndim == 4:
-                    own = _take_channel_gradients(shape, slots, sums, gaussians[4])
+                    own = _take_channel_gradients(shape, seen, sums, gaussians[4])
                 if part is parts[-1]:
                     del bins
                 gradients = gradients or [torch.empty_like(value) for value in (*gaussians[:4], gaussians[0])]
-                _project_backward(shape, part, gaussians, cameras, slots, sums, gradients, *settings)
+                _project_backward(shape, part, gaussians, cameras, seen, sums, gradients, *settings)
         colors = gradients[4] if own is None else own
         return (*[None] * 7, *gradients[:4], colors, *group_gradients)
 
 
-def _items_per_part(shape: Shape, channels: tuple[Tensor, ...]) -> int:
-    """How many items to take backward at a time: large batches go in parts, one after the other in the same memory."""
+def _views_per_part(shape: Shape, channels: tuple[Tensor, ...]) -> int:
+    """How many views to take backward at a time: large batches go in parts, one after the other in the same memory.
+
+    A part is a number of items with all their views, or some views of a single item.
+    """
     if len(channels) > 1 or channels[0].ndim == 4:  # the gradients of these are gathered over the whole batch
-        return shape.items
-    return max(1, math.ceil(shape.items / max(1, min(shape.records // _RECORDS_PER_PART, MAX_PARTS))))
+        return max(1, shape.images)
+    parts = max(1, min(shape.records // _RECORDS_PER_PART, MAX_PARTS))
+    if shape.items == 1:
+        return max(1, math.ceil(shape.views / parts))
+    return max(1, math.ceil(shape.items / parts) * shape.views)
 
 
-def _take_channel_gradients(shape: Shape, slots: Tensor, sums: Tensor, like: Tensor) -> Tensor:
+def _take_channel_gradients(shape: Shape, seen: Tensor, sums: Tensor, like: Tensor) -> Tensor:
     """Gradients of three channels `[B, N, 3]` or `[B, V, N, 3]`, taken out of the gradients of all records."""
     rows = sums[: sums.numel() // _GRADIENT_FLOATS * 8].view(-1, 8)[:, 4 : 4 + CHANNELS]
-    filled = torch.cat([rows, rows.new_zeros(1, CHANNELS)])  # the last row is that of the culled ones, whose slot is -1
+    first, bits = seen.long().split(1, dim=-1)  # [BV, W, 1] each
+    visible = bits >> torch.arange(32, device=bits.device) & 1
+    slots = torch.where(visible > 0, first + visible.cumsum(-1) - 1, -1).flatten(1)[:, : shape.count]
+    filled = torch.cat([rows, rows.new_zeros(1, CHANNELS)])  # the last row is that of the culled ones
     rows.zero_()
-    each = filled[slots.long()].view(shape.items, shape.views, shape.count, CHANNELS)
+    each = filled[slots].view(shape.items, shape.views, shape.count, CHANNELS)
     return each if like.ndim == 4 else each.sum(1)
 
 
@@ -229,12 +238,11 @@ def _blend_backward(
     gradients: Tensor,
 ) -> None:
     """Adds to the gradients of the visible records: eight floats each, then two, see gaussian_blend_backward.cu."""
-    images_in = [None if g is None else g.contiguous() for g in upstream]
+    images_in, steps = _by_steps(upstream)
     kernel = load_kernels("gaussian_blend_backward.cu", ("blend_backward",))["blend_backward"]
-    tiles_per_item = shape.views * shape.tiles_per_view
     launch(
         kernel,
-        part.items * tiles_per_item,
+        part.views * shape.tiles_per_view,
         _BLEND_THREADS,
         bins.records,
         colors,
@@ -243,12 +251,37 @@ def _blend_backward(
         bins.ends,
         *images,
         *images_in,
-        bins.slots,
+        *steps,
         gradients,
         _second_part(gradients),
-        part.first_item * tiles_per_item,
+        part.first_view * shape.tiles_per_view,
+        part.first_slot,
         *shape.blend_arguments(colors),
     )
+
+
+def _by_steps(upstream: tuple[Tensor | None, ...]) -> tuple[list[Tensor | None], list[int]]:
+    """Gradients of the images with the steps to the next view, (channel,) row and pixel of each.
+
+    They are read where they lie, in any layout whose items and views are evenly spaced: a loss may leave them
+    transposed, or as one number for all pixels, as a sum does.
+    """
+    images: list[Tensor | None] = []
+    steps: list[int] = []
+    for gradient, kept in zip(upstream, (3, 2, 2), strict=True):  # dimensions behind items and views
+        if gradient is None:
+            images.append(None)
+            steps += [0] * (1 + kept)
+            continue
+        items, views = gradient.shape[:2]
+        item, view, *others = gradient.stride()
+        even = items == 1 or views == 1 or item == views * view
+        if not even or max(gradient.stride()) > MAX_INDEX:
+            gradient = gradient.contiguous()
+            item, view, *others = gradient.stride()
+        images.append(gradient)
+        steps += [item if views == 1 else view, *others]
+    return images, steps
 
 
 def _second_part(gradients: Tensor) -> int:
@@ -261,28 +294,31 @@ def _project_backward(
     part: Part,
     gaussians: tuple[Tensor, ...],
     cameras: tuple[Tensor, ...],
-    slots: Tensor,
+    seen: Tensor,
     sums: Tensor,
     gradients: list[Tensor],
     scale_modifier: float,
     antialiased: bool,
 ) -> None:
-    """Writes the gradients of means, quats, scales, opacities and of colours that all views share."""
+    """Writes, or adds, the gradients of means, quats, scales, opacities and of colours that all views share."""
     kernel = load_kernels("gaussian_grad.cu", ("project_backward",))["project_backward"]
-    blocks_per_item = math.ceil(shape.count / _GRADIENT_THREADS)
+    blocks_per_item, summed = math.ceil(shape.count / _GRADIENT_THREADS), min(part.views, shape.views)
     launch(
         kernel,
-        part.items * blocks_per_item,
+        part.views // summed * blocks_per_item,
         _GRADIENT_THREADS,
         *gaussians[:4],
         *cameras,
-        slots,
+        seen,
         sums,
         _second_part(sums),
         *gradients,
-        part.first_item,
+        part.first_view,
+        summed,
+        part.first_slot,
         shape.count,
         shape.views,
+        shape.warps_per_view,
         blocks_per_item,
         shape.image_width,
         shape.image_height,

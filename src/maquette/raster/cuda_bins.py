@@ -1,7 +1,7 @@
 """CUDA backend, first half of the forward pass: projection, and lists of Gaussians per tile from front to back.
 
-The host allocates the pair list by the number of pairs of the last call of the same shape, so that the GPU does not
-wait for it, and looks at the true number afterwards: if there are more, it begins again.
+The host allocates records and the pair list by what late calls of the same shape needed, so that the GPU does not wait
+for it, and looks at the true numbers afterwards: if there are more, it begins again.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ MAX_TILES_PER_VIEW = 2**26
 """Most tiles of one image."""
 
 MAX_PARTS = 4
-"""Most parts of a batch whose slots are numbered apart."""
+"""Most parts of a batch whose visible Gaussians are counted apart."""
 
 _PROJECT_THREADS = 256
+_WARP = 32
 _SEGMENT_THREADS = 1024
 _RECORD_FLOATS = 8
 _TOTALS = 4 + MAX_PARTS
@@ -47,9 +48,24 @@ _COPIES = 16
 """Counters of each tile; as in gaussian_bin.cu."""
 _POLLS = 10_000
 
-_NUM_PAIRS: dict[tuple[int | None, Shape], int] = {}
-"""Pairs of the last call by device and shape."""
+_NEEDS: dict[tuple[int | None, Shape, int], Needs] = {}
+"""What late calls needed, by device, shape and views per part."""
 _MAX_SHAPES = 256
+
+
+class Needs(NamedTuple):
+    """Room that calls of one shape need: pairs, and the most visible Gaussians of a part of the batch."""
+
+    pairs: int
+    visible: int
+
+    def with_slack(self) -> Needs:
+        """A sixteenth more, because the next call will differ."""
+        return Needs(*(min(number + number // 16, MAX_INDEX) for number in self))
+
+    def after(self, call: Needs) -> Needs:
+        """The same after one more call: what it needed, or a little less than the largest before it."""
+        return Needs(*(max(now, late - late // 32) for now, late in zip(call, self, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -86,8 +102,13 @@ class Shape:
 
     @cached_property
     def records(self) -> int:
-        """Projected Gaussians of all images."""
+        """Gaussians of all images, visible or not."""
         return self.images * self.count
+
+    @cached_property
+    def warps_per_view(self) -> int:
+        """Groups of 32 Gaussians of an image, in whole blocks."""
+        return math.ceil(self.count / _PROJECT_THREADS) * (_PROJECT_THREADS // _WARP)
 
     def blend_arguments(self, colors: Tensor) -> tuple[int, ...]:
         """Sizes for the blend kernels; views that share colours are counted, one where each has its own."""
@@ -100,10 +121,16 @@ shape_of = functools.lru_cache(_MAX_SHAPES)(Shape)
 
 
 class Part(NamedTuple):
-    """Items of a batch that go backward together: the first one, how many, and their visible records."""
+    """Views of a batch that go backward together: whole items, or some views of a single item.
 
-    first_item: int
-    items: int
+    Attributes:
+        first_view, views: of all views of all items.
+        first_slot, visible: its records.
+    """
+
+    first_view: int
+    views: int
+    first_slot: int
     visible: int
 
 
@@ -113,11 +140,10 @@ class Bins(NamedTuple):
     Most are addresses within a few large allocations, because each allocation costs the host some microseconds.
 
     Attributes:
-        pairs: record indices, int32.
-        records: address of `[BV * N, 8]` float32, see gaussian_common.cuh.
+        pairs: slots of records, int32.
+        records: address of the records by slot, `[S, 8]` float32, see gaussian_common.cuh.
         starts, ends: addresses of the tiles' segments, `[T]` int32.
-        slots: number of each record among the visible ones of its part of the batch, in any order, -1 when culled,
-            `[BV * N]` int32; None where no gradients will be asked for.
+        seen: slots of the visible ones of every 32 Gaussians, `[BV, W, 2]` int32, see `Seen` in gaussian_common.cuh.
         parts: of the batch.
         memory: the allocations of the addresses.
     """
@@ -126,7 +152,7 @@ class Bins(NamedTuple):
     records: int
     starts: int
     ends: int
-    slots: Tensor | None
+    seen: Tensor
     parts: tuple[Part, ...]
     memory: tuple[Tensor, ...]
 
@@ -137,20 +163,22 @@ def bin_gaussians(
     cameras: tuple[Tensor, ...],
     scale_modifier: float,
     antialiased: bool,
-    differentiable: bool,
-    items_per_part: int,
+    views_per_part: int,
 ) -> Bins:
     """Projects the Gaussians and lists them by tile, front to back.
 
-    Slots begin anew after so many items; at most `MAX_PARTS` times.
+    A part begins after so many views; there are at most `MAX_PARTS`.
     """
-    device = cameras[0].device
-    last = _NUM_PAIRS.get((device.index, shape))
-    settings = (scale_modifier, antialiased, differentiable, items_per_part)
-    bins = _try_bin(shape, gaussians, cameras, *settings, last)
+    key = (cameras[0].device.index, shape, views_per_part)
+    late = _NEEDS.get(key)
+    settings = (scale_modifier, antialiased, views_per_part)
+    bins, needs = _try_bin(shape, gaussians, cameras, *settings, None if late is None else late.with_slack())
     if bins is None:
-        bins = _try_bin(shape, gaussians, cameras, *settings, None)
+        bins, needs = _try_bin(shape, gaussians, cameras, *settings, None)
         assert bins is not None
+    if len(_NEEDS) >= _MAX_SHAPES:
+        _NEEDS.clear()
+    _NEEDS[key] = needs if late is None else late.after(needs)
     return bins
 
 
@@ -160,56 +188,56 @@ def _try_bin(
     cameras: tuple[Tensor, ...],
     scale_modifier: float,
     antialiased: bool,
-    differentiable: bool,
-    items_per_part: int,
-    expected_pairs: int | None,
-) -> Bins | None:
-    """The bins, or None when the pair list was too short for them.
+    views_per_part: int,
+    granted: Needs | None,
+) -> tuple[Bins | None, Needs]:
+    """The bins, or None when there are more records or pairs than granted; and what was needed.
 
-    `expected_pairs` is a guess of the number of pairs, to which a sixteenth is added; with None the host waits for the
-    true number.
+    With None granted there is room for all records, and the host waits for the number of pairs.
     """
     kernels = load_kernels("gaussian_bin.cu", ("project_and_count", "allocate_segments", "write_pairs"))
     device, stream = cameras[0].device, current_stream()
-    room = _Room.for_shape(shape, device, differentiable)
+    slots_per_part = views_per_part * shape.count if granted is None else granted.visible
+    starts = range(0, shape.images, views_per_part)
+    room = _Room.for_shape(shape, device, len(starts) * slots_per_part)
     blocks_per_view = math.ceil(shape.count / _PROJECT_THREADS)
     grid, tiles = shape.images * blocks_per_view, shape.tiles
     sizes = (blocks_per_view, tiles, shape.width, shape.height)
     settings = (shape.image_width, shape.image_height, int(antialiased), scale_modifier)
     probed = gaussians if gaussians[4].ndim == 3 else (*gaussians[:4], gaussians[0])  # colours of views are not probed
-    outputs = (room.records, room.depths, room.slots, room.packed_tiles, room.cursors, room.totals)
-    counts = (shape.count, shape.views, items_per_part * shape.views)
+    outputs = (room.records, room.depths, room.seen, room.packed_tiles, room.cursors, room.totals)
+    counts = (shape.count, shape.views, views_per_part, slots_per_part)
     project = kernels["project_and_count"]
     launch(project, grid, _PROJECT_THREADS, *probed, *cameras, *outputs, *counts, *sizes, *settings, stream=stream)
     lists = (room.cursors, room.starts, room.totals, room.medium, room.large, room.scratch_starts)
     limits = (tiles, MEDIUM_TILE_PAIRS, LARGE_TILE_PAIRS)
     segment_grid = math.ceil(tiles / _SEGMENT_THREADS)
     launch(kernels["allocate_segments"], segment_grid, _SEGMENT_THREADS, *lists, *limits, stream=stream)
-    capacity = _checked(room.read_totals()[0]) if expected_pairs is None else expected_pairs + expected_pairs // 16
-    pairs = torch.empty(min(capacity, MAX_INDEX), dtype=torch.int32, device=device)
+    capacity = _checked(room.read_totals()[0]) if granted is None else granted.pairs
+    pairs = torch.empty(capacity, dtype=torch.int32, device=device)
     landing = _LANDINGS.on(device)
-    listed = (room.records, room.packed_tiles, room.cursors, pairs, pairs.numel())
+    listed = (room.records, room.seen, room.packed_tiles, room.cursors, pairs, capacity)
     report = (room.totals, landing.address, landing.new_ticket())
     launch(kernels["write_pairs"], grid, _PROJECT_THREADS, *listed, *report, shape.count, *sizes, stream=stream)
-    segments = (pairs, room.depths, room.starts, room.ends)
+    segments = (pairs, room.depths, room.records, room.starts, room.ends)
     sorts = load_kernels("gaussian_sort.cu", ("sort_small", "sort_medium", "sort_large"))
-    launch(sorts["sort_small"], tiles, 128, *segments, pairs.numel(), stream=stream)
+    launch(sorts["sort_small"], tiles, 128, *segments, capacity, stream=stream)
     num_pairs, num_medium, num_large, large_pairs, *visible = landing.wait() if grid else [0] * _TOTALS
-    if len(_NUM_PAIRS) >= _MAX_SHAPES:
-        _NUM_PAIRS.clear()
-    _NUM_PAIRS[device.index, shape] = _checked(num_pairs)
-    if num_pairs > pairs.numel():
-        return None
+    needs = Needs(_checked(num_pairs), max(visible))
+    if num_pairs > capacity or needs.visible > slots_per_part:
+        return None, needs
     if num_medium:
         launch(sorts["sort_medium"], num_medium, 512, *segments, room.medium, stream=stream)
     if num_large:
         scratch = torch.empty(large_pairs, dtype=torch.int64, device=device)
-        scratch_lists = (scratch, room.depths, room.starts, room.ends, room.large, room.scratch_starts)
-        launch(sorts["sort_large"], num_large, 1024, pairs, *scratch_lists, stream=stream)
-    addresses = (room.records, room.starts, room.ends)
-    firsts = range(0, shape.items, items_per_part)
-    parts = (Part(i, min(items_per_part, shape.items - i), n) for i, n in zip(firsts, visible, strict=False))
-    return Bins(pairs, *addresses, room.slots, tuple(parts), (room.kept, room.counters))
+        lists = (room.large, room.scratch_starts)
+        launch(sorts["sort_large"], num_large, 1024, pairs, scratch, *segments[1:], *lists, stream=stream)
+    parts = (
+        Part(first, min(views_per_part, shape.images - first), i * slots_per_part, visible[i])
+        for i, first in enumerate(starts)
+    )
+    kept = (room.kept, room.counters)
+    return Bins(pairs, room.records, room.starts, room.ends, room.seen, tuple(parts), kept), needs
 
 
 class _Room(NamedTuple):
@@ -217,9 +245,10 @@ class _Room(NamedTuple):
 
     Attributes:
         kept, passing, counters: the allocations, int32.
-        slots: as in `Bins`.
+        seen: as in `Bins`.
         records, starts: as in `Bins`, in `kept`.
-        packed_tiles, depths: of each record, `[BV * N]` of 8 and 4 bytes, in `passing`.
+        packed_tiles, depths: of each Gaussian of each view, `[BV * N]` of 8 bytes, and of each record, `[S]` of 4
+            bytes, in `passing`.
         medium, large, scratch_starts: medium and large tiles, and the starts of the latter in the scratch space,
             `[T]` int32 each, in `passing`.
         totals: 64-bit sums, in `counters`, and behind them cursors: several for each tile, which begin as counts.
@@ -229,7 +258,7 @@ class _Room(NamedTuple):
     kept: Tensor
     passing: Tensor
     counters: Tensor
-    slots: Tensor | None
+    seen: Tensor
     records: int
     starts: int
     packed_tiles: int
@@ -242,21 +271,21 @@ class _Room(NamedTuple):
     ends: int
 
     @staticmethod
-    def for_shape(shape: Shape, device: torch.device, differentiable: bool) -> _Room:
-        """Memory for one call."""
+    def for_shape(shape: Shape, device: torch.device, slots: int) -> _Room:
+        """Memory for one call with at most so many records."""
         count, tiles = shape.records, shape.tiles
-        kept = torch.empty(_RECORD_FLOATS * count + tiles, dtype=torch.int32, device=device)
-        passing = torch.empty(3 * count + 3 * tiles, dtype=torch.int32, device=device)
+        kept = torch.empty(_RECORD_FLOATS * slots + tiles, dtype=torch.int32, device=device)
+        passing = torch.empty(2 * count + slots + 3 * tiles, dtype=torch.int32, device=device)
         counters = torch.zeros(2 * _TOTALS + _COPIES * tiles, dtype=torch.int32, device=device)
-        slots = torch.empty(count, dtype=torch.int32, device=device) if differentiable else None
+        seen = torch.empty(shape.images, shape.warps_per_view, 2, dtype=torch.int32, device=device)
         records, packed_tiles, totals = kept.data_ptr(), passing.data_ptr(), counters.data_ptr()
-        starts, depths = records + 4 * _RECORD_FLOATS * count, packed_tiles + 8 * count
-        medium = depths + 4 * count
+        starts, depths = records + 4 * _RECORD_FLOATS * slots, packed_tiles + 8 * count
+        medium = depths + 4 * slots
         lists = (medium, medium + 4 * tiles, medium + 8 * tiles)
         cursors = totals + 8 * _TOTALS
         ends = cursors + 4 * (_COPIES - 1) * tiles
         addresses = (records, starts, packed_tiles, depths, *lists, totals, cursors, ends)
-        return _Room(kept, passing, counters, slots, *addresses)
+        return _Room(kept, passing, counters, seen, *addresses)
 
     def read_totals(self) -> list[int]:
         """The totals, for which the host waits."""

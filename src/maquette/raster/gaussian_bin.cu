@@ -40,12 +40,13 @@ __device__ __forceinline__ int tile_index(Real pixels, int limit) {
     return (int)fminf(fmaxf(__fmul_rn(pixels.value, 1.0f / TILE), 0.0f), (float)limit);
 }
 
-__device__ __forceinline__ Footprint footprint(float4 r0, float4 r1, Grid grid) {
+// `variance_y` is the dilated variance along y in squared pixels.
+__device__ __forceinline__ Footprint footprint(float4 r0, float4 r1, float variance_y, Grid grid) {
     Footprint f;
     const Real conic_xx = Real{r0.z} / Real{-HALF_LOG2E};
     f.u = {r0.x};
     f.v = {r0.y};
-    const Real var_y = {r1.w};
+    const Real var_y = {variance_y};
     f.reach = (Real{r1.y} - Real{LOG2_MIN_ALPHA - CULL_SLACK}) / Real{HALF_LOG2E};
     f.inv_var_y = Real{1.0f} / var_y;
     f.width_scale = Real{1.0f} / conic_xx;
@@ -132,12 +133,13 @@ __device__ __forceinline__ void for_each_tile(bool live, const Footprint& f, Gri
 }
 
 // The tiles of a Gaussian: the first tile of its rectangle and (bits 26-30) the rectangle's width less one; one bit for
-// each of its tiles, row by row, that the ellipse reaches. A rectangle of more than 32 tiles is only marked.
+// each of its tiles, row by row, that the ellipse reaches. A rectangle of more than 32 tiles is only marked, and the
+// variance along y is kept instead.
 constexpr u32 LARGE_RECTANGLE = 1u << 31;
 
-__device__ __forceinline__ uint2 pack_tiles(const Footprint& f, u32 reached, Grid grid) {
+__device__ __forceinline__ uint2 pack_tiles(const Footprint& f, u32 reached, float variance_y, Grid grid) {
     const u32 width = f.x1 - f.x0;
-    if (width * (u32)(f.y1 - f.y0) > 32) return make_uint2(LARGE_RECTANGLE, 0);
+    if (width * (u32)(f.y1 - f.y0) > 32) return make_uint2(LARGE_RECTANGLE, __float_as_uint(variance_y));
     return make_uint2((u32)(f.y0 * grid.tiles_x + f.x0) | (width - 1) << 26, reached);
 }
 
@@ -155,8 +157,9 @@ __device__ __forceinline__ void for_each_packed_tile(uint2 tiles, Grid grid, Vis
 // Zero times a finite number is zero; NaN and infinities survive the sum.
 __device__ __forceinline__ float finite_probe(float3 p) { return p.x * 0.0f + p.y * 0.0f + p.z * 0.0f; }
 
-// Consecutive numbers for the threads of a block of 256 with `wanted`, from a counter that several blocks share.
-__device__ __forceinline__ u32 take_slot(bool wanted, u64* counter) {
+// Consecutive slots for the threads of a block of 256 with `wanted`, from `first` on and a counter that several blocks
+// share. From `capacity` on there are none.
+__device__ __forceinline__ Seen take_slots(bool wanted, u64* counter, u32 first, u32 capacity) {
     __shared__ u32 counts[8];
     __shared__ u32 base;
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
@@ -170,7 +173,9 @@ __device__ __forceinline__ u32 take_slot(bool wanted, u64* counter) {
     }
     if (threadIdx.x == 0) base = all ? (u32)atomicAdd(counter, (u64)all) : 0;
     __syncthreads();
-    return base + before + __popc(takers & ((1u << lane) - 1));
+    const u32 start = base + before;
+    const bool fits = start + __popc(takers & ((1u << lane) - 1)) < capacity;
+    return {first + start, takers & __ballot_sync(FULL_WARP, fits)};
 }
 
 // The exclusive prefix sum of `value` over a block of 1024 threads; `total` receives the sum.
@@ -195,26 +200,27 @@ __device__ __forceinline__ u32 block_prefix(u32 value, u32* total) {
 
 }  // namespace
 
-// Writes the record of every visible Gaussian in every view, its slot among the visible ones (NO_SLOT when culled) and, when
-// visible, the bits of its depth (a sort key, since depths are positive), and adds it to the counts of its tiles. The
-// tiles are kept for write_pairs as pack_tiles says, none where the Gaussian is culled.
-// `slots` may be null, where no gradients will be asked for; they are numbered anew for every `images_per_part` views.
+// Writes the record of every visible Gaussian in every view and the bits of its depth (a sort key, since depths are
+// positive), both by slot, and adds it to the counts of its tiles. The tiles are kept for write_pairs as pack_tiles says,
+// none where the Gaussian is culled; `seen` tells every warp's slots. Each `images_per_part` views have `slots_per_part`;
+// what is beyond counts as culled (the host then sees that there are more, and begins again).
 // Blocks of 256 threads, `blocks_per_view` for a view. `totals` as in allocate_segments. `width` and `height` are those
 // of the part of the image that is rendered, with the principal point moved by its origin; `image_*` of the whole.
 extern "C" __global__ void __launch_bounds__(256)
 project_and_count(const float* __restrict__ means, const float4* __restrict__ quats, const float* __restrict__ scales,
                   const float* __restrict__ opacities, const float* __restrict__ colors,
                   const float4* __restrict__ world_to_camera, const float* __restrict__ intrinsics, float4* records,
-                  u32* depths, u32* slots, uint2* tiles, u32* counts, u64* totals, int count, int views,
-                  int images_per_part, int blocks_per_view, int tiles_of_all, int width, int height, int image_width,
-                  int image_height, int antialiased, float scale_modifier) {
+                  u32* depths, Seen* seen, uint2* tiles, u32* counts, u64* totals, int count, int views,
+                  int images_per_part, u32 slots_per_part, int blocks_per_view, int tiles_of_all, int width, int height,
+                  int image_width, int image_height, int antialiased, float scale_modifier) {
     __shared__ u32 reached[256];
     const int bv = blockIdx.x / blocks_per_view;
     const int n = (blockIdx.x - bv * blocks_per_view) * 256 + threadIdx.x;
     const Grid grid = {width, height, (width + TILE - 1) / TILE, (height + TILE - 1) / TILE};
-    const size_t g = (size_t)bv * count + n;
+    const int part = bv / images_per_part;
     bool visible = false;
     float4 r0, r1;
+    float variance_y = 0.0f;
     Footprint f = {};
     if (n < count) {
         const size_t source = (size_t)(bv / views) * count + n;
@@ -229,28 +235,30 @@ project_and_count(const float* __restrict__ means, const float4* __restrict__ qu
                 q, make_float3(scale.x * scale_modifier, scale.y * scale_modifier, scale.z * scale_modifier));
             const Splat s = project(camera, mean, axes, image_width, image_height);
             const float det = determinant(s), w = inverse_w(s.p.z);
-            const float seen = antialiased ? opacity * compensation(s, det) : opacity;
+            const float kept = antialiased ? opacity * compensation(s, det) : opacity;
             const float u = camera.fx * s.p.x * w + camera.cx, v = camera.fy * s.p.y * w + camera.cy;
             r0 = make_float4(u, v, -HALF_LOG2E * (s.var_y / det), 2.0f * HALF_LOG2E * (s.cov / det));
-            r1 = make_float4(-HALF_LOG2E * (s.var_x / det), log2f(seen), s.p.z, s.var_y);
+            r1 = make_float4(-HALF_LOG2E * (s.var_x / det), log2f(kept), s.p.z, __uint_as_float(n));
+            variance_y = s.var_y;
             const float probe = finite_probe(mean) + finite_probe(scale) + finite_probe(load3(colors, source)) +
                                 finite_probe(make_float3(u, v, det)) + finite_probe(make_float3(q.x, q.y, q.z)) +
                                 finite_probe(make_float3(q.w, opacity, r0.w));
-            visible = probe == 0.0f && det > 0.0f && r0.z < 0.0f && r1.x < 0.0f && seen >= MIN_ALPHA;
+            visible = probe == 0.0f && det > 0.0f && r0.z < 0.0f && r1.x < 0.0f && kept >= MIN_ALPHA;
             if (visible) {
-                f = footprint(r0, r1, grid);
+                f = footprint(r0, r1, variance_y, grid);
                 visible = f.x1 > f.x0 && f.y1 > f.y0;
             }
         }
-        if (visible) {
-            records[2 * g] = r0;
-            records[2 * g + 1] = r1;
-            depths[g] = __float_as_uint(r1.z);
-        }
     }
-    if (slots) {
-        const u32 slot = take_slot(visible, totals + 4 + bv / images_per_part);
-        if (n < count) slots[g] = visible ? slot : NO_SLOT;
+    const u32 lane = threadIdx.x & 31;
+    const Seen own = take_slots(visible, totals + 4 + part, part * slots_per_part, slots_per_part);
+    if (lane == 0) seen[(size_t)blockIdx.x * 8 + (threadIdx.x >> 5)] = own;
+    visible = own.has(lane);
+    if (visible) {
+        const size_t slot = own.slot(lane);
+        records[2 * slot] = r0;
+        records[2 * slot + 1] = r1;
+        depths[slot] = __float_as_uint(r1.z);
     }
     counts += (size_t)(blockIdx.x % COPIES) * tiles_of_all + (size_t)bv * (grid.tiles_x * grid.tiles_y);
     f.payload = threadIdx.x;
@@ -261,7 +269,9 @@ project_and_count(const float* __restrict__ means, const float4* __restrict__ qu
         if (within < 32) atomicOr(reached + thread, 1u << within);
     });
     __syncwarp();
-    if (n < count) tiles[g] = visible ? pack_tiles(f, reached[threadIdx.x], grid) : make_uint2(0, 0);
+    if (n < count)
+        tiles[(size_t)bv * count + n] =
+            visible ? pack_tiles(f, reached[threadIdx.x], variance_y, grid) : make_uint2(0, 0);
 }
 
 // Gives every tile a segment of the pair list and turns its count into a write cursor. Segments follow one another in
@@ -301,13 +311,13 @@ allocate_segments(u32* cursors, u32* starts, u64* totals, int* medium_tiles, int
     }
 }
 
-// Writes the record index of every visible Gaussian into the segments of its tiles; cursors end at segment ends. What
+// Writes the slot of every visible Gaussian into the segments of its tiles; cursors end at segment ends. What
 // lies behind `capacity` is left out: the host then sees that there are more pairs, and begins again. `landing` is memory
 // of the host: it gets the totals, and then `ticket`.
 extern "C" __global__ void __launch_bounds__(256)
-write_pairs(const float4* __restrict__ records, const uint2* __restrict__ tiles, u32* cursors, u32* pairs, u32 capacity,
-            const u64* __restrict__ totals, volatile u64* landing, u64 ticket, int count, int blocks_per_view,
-            int tiles_of_all, int width, int height) {
+write_pairs(const float4* __restrict__ records, const Seen* __restrict__ seen, const uint2* __restrict__ tiles,
+            u32* cursors, u32* pairs, u32 capacity, const u64* __restrict__ totals, volatile u64* landing, u64 ticket,
+            int count, int blocks_per_view, int tiles_of_all, int width, int height) {
     if (blockIdx.x == 0 && threadIdx.x == 0) {
         for (int i = 0; i < TOTALS; ++i) landing[i] = totals[i];
         __threadfence_system();
@@ -316,18 +326,21 @@ write_pairs(const float4* __restrict__ records, const uint2* __restrict__ tiles,
     const int bv = blockIdx.x / blocks_per_view;
     const int n = (blockIdx.x - bv * blocks_per_view) * 256 + threadIdx.x;
     const Grid grid = {width, height, (width + TILE - 1) / TILE, (height + TILE - 1) / TILE};
-    const size_t g = (size_t)bv * count + n;
-    const uint2 own = n < count ? tiles[g] : make_uint2(0, 0);
+    const uint2 own = n < count ? tiles[(size_t)bv * count + n] : make_uint2(0, 0);
+    const u32 slot = seen[(size_t)blockIdx.x * 8 + (threadIdx.x >> 5)].slot(threadIdx.x & 31);
     cursors += (size_t)(blockIdx.x % COPIES) * tiles_of_all + (size_t)bv * (grid.tiles_x * grid.tiles_y);
-    const auto write = [=](u32 tile, u32 index) {
+    const auto write = [=](u32 tile, u32 record) {
         const u32 place = atomicAdd(cursors + tile, 1u);
-        if (place < capacity) pairs[place] = index;
+        if (place < capacity) pairs[place] = record;
     };
-    for_each_packed_tile(own, grid, [=](u32 tile) { write(tile, (u32)g); });
     const bool large = own.x & LARGE_RECTANGLE;
+    if (!large) for_each_packed_tile(own, grid, [=](u32 tile) { write(tile, slot); });
     if (!__any_sync(FULL_WARP, large)) return;
     Footprint f = {};
-    if (large) f = footprint(__ldg(records + 2 * g), __ldg(records + 2 * g + 1), grid);
-    f.payload = (u32)g;
-    for_each_tile(large, f, grid, [=](u32 tile, u32, u32 index) { write(tile, index); });
+    if (large) {
+        const float4* record = records + 2 * (size_t)slot;
+        f = footprint(__ldg(record), __ldg(record + 1), __uint_as_float(own.y), grid);
+    }
+    f.payload = slot;
+    for_each_tile(large, f, grid, [=](u32 tile, u32, u32 record) { write(tile, record); });
 }

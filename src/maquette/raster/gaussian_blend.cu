@@ -50,23 +50,22 @@ blend_forward(const float4* __restrict__ records, const float* __restrict__ colo
     const Tile tile = load_tile(blockIdx.x, starts, ends, tiles_x, tiles_per_view);
     const Image image = {width, height, (size_t)width * height};
     const size_t first_color = (size_t)(tile.bv / views) * count;
-    const u32 first_record = (u32)tile.bv * count;
     const int x = tile.x + (warp & 1) * 8 + (lane & 7), y = tile.y + (warp >> 1) * 8 + (lane >> 3);
     const bool beside = x >= width;
     Pixel upper = {1, 0, 0, 0, 0, beside || y >= height ? NEVER : LOG2_MIN_ALPHA};
     Pixel lower = {1, 0, 0, 0, 0, beside || y + 4 >= height ? NEVER : LOG2_MIN_ALPHA};
 
     if (tid == 0) stage_nothing(stage);
-    u32 next = tile.start + tid < tile.end ? pairs[tile.start + tid] : 0;
+    Pair next = {0, 0};
+    if (tile.start + tid < tile.end) next = load_pair(records, pairs[tile.start + tid]);
     u32 after = tile.start + BATCH + tid < tile.end ? pairs[tile.start + BATCH + tid] : 0;
     for (u32 first = tile.start; first < tile.end; first += BATCH) {
         if (__syncthreads_and(upper.done() && lower.done())) break;
         if (first + tid < tile.end)
-            stage_pair(stage, tid, next, records, colors, first_color, first_record, tile);
+            stage_pair(stage, tid, next, records, colors, first_color, tile);
         else
             stage.quadrants[tid] = 0;
-        next = after;
-        if (first + BATCH + tid < tile.end) prefetch_record(records, next);
+        if (first + BATCH + tid < tile.end) next = load_pair(records, after);
         if (first + 2 * BATCH + tid < tile.end) after = pairs[first + 2 * BATCH + tid];
         __syncthreads();
         const int length = list_reaching(stage, warp, lane);

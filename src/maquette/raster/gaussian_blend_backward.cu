@@ -12,6 +12,22 @@ constexpr int GROUP = 16;
 constexpr int ROW = 20;  // floats of a Gaussian's sums: 8 moments, 8 colour sums and padding
 constexpr float NEVER = 1e30f;
 
+// Steps in memory from view to view, row to row and pixel to pixel.
+struct Steps {
+    int view, row, pixel;
+
+    __device__ __forceinline__ long long at(int bv, int y, int x) const {
+        return (long long)view * bv + (long long)row * y + (long long)pixel * x;
+    }
+};
+
+// Gradients of the images, each of which may be null, wherever autograd has left their values.
+struct Upstream {
+    const float *color, *depth, *alpha;
+    Steps color_steps, depth_steps, alpha_steps;
+    int channel_step;
+};
+
 // One pixel on the way back: its gradients and what is still to come of sum(weight * value * gradient).
 struct PixelGradient {
     float4 upstream;  // of red, green, blue, depth
@@ -21,8 +37,7 @@ struct PixelGradient {
     __device__ __forceinline__ bool done() const { return least == NEVER; }
 
     __device__ __forceinline__ void load(const float* color, const float* depths, const float* alphas,
-                                         const float* grad_color, const float* grad_depth, const float* grad_alpha,
-                                         int bv, const Image& image, int x, int y) {
+                                         const Upstream& grad, int bv, const Image& image, int x, int y) {
         upstream = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         light = 1.0f;
         behind = 0.0f;
@@ -30,18 +45,20 @@ struct PixelGradient {
         if (done()) return;
         const size_t pixel = (size_t)y * image.width + x, at = bv * image.pixels + pixel;
         const size_t red = 3 * bv * image.pixels + pixel, green = red + image.pixels, blue = green + image.pixels;
-        if (grad_color) {
-            upstream.x = __ldg(grad_color + red);
-            upstream.y = __ldg(grad_color + green);
-            upstream.z = __ldg(grad_color + blue);
+        if (grad.color) {
+            const float* from = grad.color + grad.color_steps.at(bv, y, x);
+            upstream.x = __ldg(from);
+            upstream.y = __ldg(from + grad.channel_step);
+            upstream.z = __ldg(from + 2 * (long long)grad.channel_step);
             behind = __ldg(color + red) * upstream.x + __ldg(color + green) * upstream.y +
                      __ldg(color + blue) * upstream.z;
         }
-        if (grad_depth) {
-            upstream.w = __ldg(grad_depth + at);
+        if (grad.depth) {
+            upstream.w = __ldg(grad.depth + grad.depth_steps.at(bv, y, x));
             behind += __ldg(depths + at) * upstream.w;
         }
-        if (grad_alpha) behind -= __ldg(grad_alpha + at) * (1.0f - __ldg(alphas + at));
+        if (grad.alpha)
+            behind -= __ldg(grad.alpha + grad.alpha_steps.at(bv, y, x)) * (1.0f - __ldg(alphas + at));
     }
 
     // Returns dL/dlog(alpha before the clamp) and the blend weight, and moves on behind the Gaussian.
@@ -121,7 +138,7 @@ __device__ __forceinline__ int fragment_place(int row, int lane) { return row * 
 
 struct __align__(16) BackwardStage {
     Stage stage;
-    u32 slots[BATCH];     // rows of the gradients
+    u32 rows[BATCH];      // of the gradients
     float2 basis[8][32];  // [1, x, y, x^2, xy, y^2] in the order of the matrix product's fragments
     Fragments fragments[4];  // per warp
 };
@@ -140,7 +157,7 @@ __device__ __forceinline__ float basis_value(int column, int pixel_x, int pixel_
     }
 }
 
-// Where the gradients of the visible Gaussians are summed, by slot.
+// Where the gradients of the visible Gaussians are summed, in the order of the slots.
 struct Gradients {
     float* eight;  // dL/d(u, v, conic xx, conic xy), dL/d(red, green, blue, z)
     float* two;    // dL/d(conic yy, log opacity)
@@ -178,7 +195,7 @@ __device__ __forceinline__ void flush(BackwardStage& s, int warp, int lane, int 
     const float4 first = *(const float4*)(table + (lane >> 1) * ROW + 8 * part);
     const float4 second = *(const float4*)(table + (lane >> 1) * ROW + 8 * part + 4);
     if (place != NOTHING && is_anything(first, second)) {  // a tenth reaches the quadrant, but none of its pixels
-        const size_t slot = s.slots[place];
+        const size_t own = s.rows[place];
         float4 sums = make_float4(first.x + second.x, first.y + second.y, first.z + second.z, first.w + second.w);
         if (part == 0) {
             const float4 a = s.stage.a[place];
@@ -190,24 +207,26 @@ __device__ __forceinline__ void flush(BackwardStage& s, int warp, int lane, int 
             const float sum_xy = du * sum_y - dv * first.y + second.x;
             sums = make_float4(-(conic_xx * sum_x + conic_xy * sum_y), -(conic_yy * sum_y + conic_xy * sum_x),
                                -0.5f * sum_xx, -sum_xy);
-            add2(gradients.two + 2 * slot, make_float2(-0.5f * sum_yy, sum));
+            add2(gradients.two + 2 * own, make_float2(-0.5f * sum_yy, sum));
         }
-        add4(gradients.eight + 8 * slot + 4 * part, sums);
+        add4(gradients.eight + 8 * own + 4 * part, sums);
     }
     __syncwarp();
 }
 
 }  // namespace
 
-// Adds the gradients of the visible Gaussians to `eight` and `two`, zero before. A gradient image may be null. One block a
-// tile, from `first_tile` on.
+// Adds the gradients of the visible Gaussians from `first_slot` on to `eight` and `two`, zero before. A gradient image may
+// be null. One block a tile, from `first_tile` on.
 extern "C" __global__ void __launch_bounds__(128, 5)
 blend_backward(const float4* __restrict__ records, const float* __restrict__ colors, const u32* __restrict__ pairs,
                const u32* __restrict__ starts, const u32* __restrict__ ends, const float* __restrict__ color,
                const float* __restrict__ depths, const float* __restrict__ alphas,
                const float* __restrict__ grad_color, const float* __restrict__ grad_depth,
-               const float* __restrict__ grad_alpha, const u32* __restrict__ slots, float* eight, float* two,
-               int first_tile, int count, int views, int tiles_x, int tiles_per_view, int width, int height) {
+               const float* __restrict__ grad_alpha, int color_view, int channel, int color_row, int color_pixel,
+               int depth_view, int depth_row, int depth_pixel, int alpha_view, int alpha_row, int alpha_pixel,
+               float* eight, float* two, int first_tile, u32 first_slot, int count, int views, int tiles_x,
+               int tiles_per_view, int width, int height) {
     __shared__ BackwardStage s;
     const Gradients gradients = {eight, two};
     const Tile tile = load_tile(first_tile + blockIdx.x, starts, ends, tiles_x, tiles_per_view);
@@ -215,12 +234,13 @@ blend_backward(const float4* __restrict__ records, const float* __restrict__ col
     const int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31;
     const Image image = {width, height, (size_t)width * height};
     const size_t first_color = (size_t)(tile.bv / views) * count;
-    const u32 first_record = (u32)tile.bv * count;
     const int left = tile.x + (warp & 1) * 8, top = tile.y + (warp >> 1) * 8;
     const int x = left + (lane & 7), y = top + (lane >> 3);
+    const Upstream grad = {grad_color, grad_depth, grad_alpha, {color_view, color_row, color_pixel},
+                           {depth_view, depth_row, depth_pixel}, {alpha_view, alpha_row, alpha_pixel}, channel};
     PixelGradient upper, lower;
-    upper.load(color, depths, alphas, grad_color, grad_depth, grad_alpha, tile.bv, image, x, y);
-    lower.load(color, depths, alphas, grad_color, grad_depth, grad_alpha, tile.bv, image, x, y + 4);
+    upper.load(color, depths, alphas, grad, tile.bv, image, x, y);
+    lower.load(color, depths, alphas, grad, tile.bv, image, x, y + 4);
 
     float2 upstream[8];
     {
@@ -247,18 +267,18 @@ blend_backward(const float4* __restrict__ records, const float* __restrict__ col
 
     if (tid == 0) stage_nothing(s.stage);
     Fragments& fragments = s.fragments[warp];
-    u32 next = tile.start + tid < tile.end ? pairs[tile.start + tid] : 0;
+    Pair next = {0, 0};
+    if (tile.start + tid < tile.end) next = load_pair(records, pairs[tile.start + tid]);
     u32 after = tile.start + BATCH + tid < tile.end ? pairs[tile.start + BATCH + tid] : 0;
     for (u32 first = tile.start; first < tile.end; first += BATCH) {
         if (__syncthreads_and(upper.done() && lower.done())) break;
         if (first + tid < tile.end) {
-            stage_pair(s.stage, tid, next, records, colors, first_color, first_record, tile);
-            s.slots[tid] = __ldg(slots + next);
+            stage_pair(s.stage, tid, next, records, colors, first_color, tile);
+            s.rows[tid] = next.slot - first_slot;
         } else {
             s.stage.quadrants[tid] = 0;
         }
-        next = after;
-        if (first + BATCH + tid < tile.end) prefetch_record(records, next);
+        if (first + BATCH + tid < tile.end) next = load_pair(records, after);
         if (first + 2 * BATCH + tid < tile.end) after = pairs[first + 2 * BATCH + tid];
         __syncthreads();
         const int length = list_reaching(s.stage, warp, lane);

@@ -1,12 +1,13 @@
 // What the Gaussian kernels share: constants, records, cameras and the projection of one Gaussian.
 //
-// Index conventions: item b, view v, bv = b * views + v, Gaussian n of its item, record g = bv * count + n.
+// Index conventions: item b, view v, bv = b * views + v, Gaussian n of its item, slot of a record among all records.
 // Tiles are 16 x 16 pixels; tile t = bv * tiles_per_view + row * tiles_x + column. Pixel centres lie at +0.5.
 //
 // A record holds one projected Gaussian in two float4:
-//   (u, v, A, B)  (C, log2_opacity, z, var_y)
+//   (u, v, A, B)  (C, log2_opacity, z, bits of n)
 // with centre (u, v) in pixels and log2(alpha) = log2_opacity + A dx^2 + B dx dy + C dy^2, (dx, dy) = (u, v) - pixel.
-// z is the view-space depth and var_y the dilated variance along y in squared pixels. Culled Gaussians have no record.
+// z is the view-space depth. Culled Gaussians have no record. The others have one in any order, but the 32 Gaussians of
+// a warp of `project_and_count` have theirs in a row, which is what a `Seen` tells.
 #pragma once
 
 typedef unsigned int u32;
@@ -14,7 +15,6 @@ typedef unsigned long long u64;
 
 #define TILE 16
 #define FULL_WARP 0xffffffffu
-#define NO_SLOT 0xffffffffu
 
 constexpr float NEAR_Z = 0.2f;
 constexpr float DILATION_PX = 0.3f;
@@ -26,6 +26,14 @@ constexpr float MIN_AREA_RATIO = 1e-8f;
 constexpr float LOG2_MIN_ALPHA = -7.99435344f;  // log2(1 / 255)
 constexpr float HALF_LOG2E = 0.72134752f;       // log2(e) / 2
 constexpr float LN2 = 0.69314718f;
+
+// The visible ones of 32 neighbouring Gaussians of a view: the slot of the first, and a bit for each.
+struct __align__(8) Seen {
+    u32 first, bits;
+
+    __device__ __forceinline__ bool has(u32 lane) const { return bits >> lane & 1; }
+    __device__ __forceinline__ u32 slot(u32 lane) const { return first + __popc(bits & ((1u << lane) - 1)); }
+};
 
 // Pinhole camera: rows of the rotation with the translation in w, focal lengths and principal point in pixels.
 struct Camera {

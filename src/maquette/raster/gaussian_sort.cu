@@ -1,13 +1,25 @@
-// Orders the pairs of every tile front to back: by depth, then by record index, so that the order is unique however
-// the pairs were written. `depths` holds the bits of positive floats, which compare like the floats.
+// Orders the pairs of every tile front to back: by depth, then by the Gaussians' own order, so that the order is unique
+// however slots were taken and pairs were written. `depths` holds, by slot, the bits of positive floats, which compare
+// like the floats.
 #include "gaussian_common.cuh"
 
 namespace {
 
+__device__ __forceinline__ u32 gaussian_of(const float4* __restrict__ records, u32 slot) {
+    return __float_as_uint(__ldg(records + 2 * (size_t)slot + 1).w);
+}
+
+// Whether a (depth, slot) comes before another one of the same view.
+__device__ __forceinline__ bool is_before(uint2 a, uint2 b, const float4* __restrict__ records) {
+    if (a.x != b.x) return a.x < b.x;
+    return a.y != b.y && gaussian_of(records, a.y) < gaussian_of(records, b.y);
+}
+
 // Bucket sort of one segment of at most CAPACITY pairs in shared memory. Buckets split the segment's own range of
 // depths evenly, so they hold few pairs each; within a bucket a pair's place is the number of smaller ones.
 template <int CAPACITY, int THREADS, int LOG2_BUCKETS>
-__device__ __forceinline__ void sort_segment(u32* segment, u32 pairs, const u32* __restrict__ depths) {
+__device__ __forceinline__ void sort_segment(u32* segment, u32 pairs, const u32* __restrict__ depths,
+                                             const float4* __restrict__ records) {
     constexpr int EACH = CAPACITY / THREADS, BUCKETS = 1 << LOG2_BUCKETS, SHARE = BUCKETS / THREADS;
     constexpr int WARPS = THREADS / 32;
     static_assert(CAPACITY % THREADS == 0 && BUCKETS % THREADS == 0, "threads must divide the work");
@@ -79,7 +91,7 @@ __device__ __forceinline__ void sort_segment(u32* segment, u32 pairs, const u32*
         u32 place = first;
         for (u32 j = first; j < end; ++j) {
             const uint2 other = sorted[j];
-            place += other.x < own.x || (other.x == own.x && other.y < own.y);
+            place += is_before(other, own, records);
         }
         segment[place] = own.y;
     }
@@ -91,7 +103,8 @@ constexpr u32 FULL_BUCKET = 1024;
 // The same for a segment of any size, by way of `scratch` in global memory; `ends` has room for LARGE_BUCKETS. Returns
 // false, with the segment as it was, when a bucket holds so many pairs that comparing them all would take too long.
 __device__ __forceinline__ bool sort_by_buckets(u32* segment, uint2* scratch, u32 pairs,
-                                                const u32* __restrict__ depths, u32* ends) {
+                                                const u32* __restrict__ depths,
+                                                const float4* __restrict__ records, u32* ends) {
     constexpr int WARPS = LARGE_THREADS / 32, SHARE = LARGE_BUCKETS / LARGE_THREADS;
     __shared__ u32 lows[WARPS], highs[WARPS], sums[WARPS];
     const u32 tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
@@ -153,7 +166,7 @@ __device__ __forceinline__ bool sort_by_buckets(u32* segment, uint2* scratch, u3
         u32 place = first;
         for (u32 j = first; j < end; ++j) {
             const uint2 other = scratch[j];
-            place += other.x < own.x || (other.x == own.x && other.y < own.y);
+            place += is_before(other, own, records);
         }
         segment[place] = own.y;
     }
@@ -165,25 +178,27 @@ __device__ __forceinline__ bool sort_by_buckets(u32* segment, uint2* scratch, u3
 // One block a tile; tiles of more pairs than fit are left to the kernels below. Segments that end behind `capacity` were
 // not written whole (the host begins again then).
 extern "C" __global__ void __launch_bounds__(128)
-sort_small(u32* pairs, const u32* depths, const u32* starts, const u32* ends, u32 capacity) {
+sort_small(u32* pairs, const u32* depths, const float4* records, const u32* starts, const u32* ends,
+           u32 capacity) {
     const u32 start = starts[blockIdx.x], end = ends[blockIdx.x], size = end - start;
     if (size > 1 && size <= 1024 && start < end && end <= capacity)
-        sort_segment<1024, 128, 10>(pairs + start, size, depths);
+        sort_segment<1024, 128, 10>(pairs + start, size, depths, records);
 }
 
 // One block a listed tile; those of more pairs than fit are listed apart.
 extern "C" __global__ void __launch_bounds__(512, 3)
-sort_medium(u32* pairs, const u32* depths, const u32* starts, const u32* ends, const int* tiles) {
+sort_medium(u32* pairs, const u32* depths, const float4* records, const u32* starts, const u32* ends,
+            const int* tiles) {
     const u32 start = starts[tiles[blockIdx.x]], end = ends[tiles[blockIdx.x]];
-    sort_segment<4096, 512, 11>(pairs + start, end - start, depths);
+    sort_segment<4096, 512, 11>(pairs + start, end - start, depths, records);
 }
 
 // One block a listed tile of any size: by buckets, or, where many depths are nearly equal, a stable radix sort by the
-// bytes of the index, then of the depth, between the segment and scratch space for as many (depth, index). Bytes that
+// bytes of the Gaussian, then of the depth, between the segment and scratch space for as many (depth, slot). Bytes that
 // are equal throughout cost one pass of reading.
 extern "C" __global__ void __launch_bounds__(1024)
-sort_large(u32* pairs, uint2* scratch, const u32* depths, const u32* starts, const u32* ends, const int* tiles,
-           const u32* scratch_starts) {
+sort_large(u32* pairs, uint2* scratch, const u32* depths, const float4* records, const u32* starts, const u32* ends,
+           const int* tiles, const u32* scratch_starts) {
     __shared__ u32 shared[LARGE_BUCKETS];
     static_assert(LARGE_BUCKETS == 32 * 256, "the buckets and the digits share their room");
     u32(*places)[256] = (u32(*)[256])shared;  // of the digits within a round, per warp
@@ -192,7 +207,7 @@ sort_large(u32* pairs, uint2* scratch, const u32* depths, const u32* starts, con
     const u32 start = starts[tiles[blockIdx.x]], size = ends[tiles[blockIdx.x]] - start;
     u32* from = pairs + start;
     uint2* room = scratch + scratch_starts[blockIdx.x];
-    if (sort_by_buckets(from, room, size, depths, shared)) return;
+    if (sort_by_buckets(from, room, size, depths, records, shared)) return;
     u32* to = (u32*)room;
 
     for (int pass = 0; pass < 8; ++pass) {
@@ -200,7 +215,7 @@ sort_large(u32* pairs, uint2* scratch, const u32* depths, const u32* starts, con
         if (tid < 256) counts[tid] = 0;
         __syncthreads();
         for (u32 i = tid; i < size; i += 1024) {
-            const u32 key = pass < 4 ? from[i] : __ldg(depths + from[i]);
+            const u32 key = pass < 4 ? gaussian_of(records, from[i]) : __ldg(depths + from[i]);
             atomicAdd(counts + ((key >> shift) & 255), 1u);
         }
         __syncthreads();
@@ -215,7 +230,7 @@ sort_large(u32* pairs, uint2* scratch, const u32* depths, const u32* starts, con
             __syncthreads();
             const bool live = round + tid < size;
             const u32 value = live ? from[round + tid] : 0;
-            const u32 key = !live ? 0 : pass < 4 ? value : __ldg(depths + value);
+            const u32 key = !live ? 0 : pass < 4 ? gaussian_of(records, value) : __ldg(depths + value);
             const u32 digit = live ? (key >> shift) & 255 : 256;
             const u32 peers = __match_any_sync(FULL_WARP, digit);
             const u32 rank = __popc(peers & ((1u << lane) - 1));

@@ -55,15 +55,23 @@ __device__ __forceinline__ float largest_power(float4 a, float c, float slope_x,
     return best;
 }
 
-__device__ __forceinline__ void stage_pair(Stage& stage, int slot, u32 g, const float4* __restrict__ records,
-                                           const float* __restrict__ colors, size_t first_color, u32 first_record,
-                                           const Tile& tile) {
-    const float4 r0 = __ldg(records + 2 * (size_t)g), r1 = __ldg(records + 2 * (size_t)g + 1);
-    const float3 color = load3(colors, first_color + (g - first_record));
-    stage.a[slot] = r0;
-    stage.b[slot] = make_float4(r1.x, r1.y, color.x, color.y);
+// A record to be staged, by its slot, and its Gaussian, which is loaded early: its colour is looked for with it.
+struct Pair {
+    u32 slot, n;
+};
+
+__device__ __forceinline__ Pair load_pair(const float4* __restrict__ records, u32 slot) {
+    return {slot, __ldg((const u32*)(records + 2 * (size_t)slot + 1) + 3)};
+}
+
+__device__ __forceinline__ void stage_pair(Stage& stage, int place, Pair pair, const float4* __restrict__ records,
+                                           const float* __restrict__ colors, size_t first_color, const Tile& tile) {
+    const float4 r0 = __ldg(records + 2 * (size_t)pair.slot), r1 = __ldg(records + 2 * (size_t)pair.slot + 1);
+    const float3 color = load3(colors, first_color + pair.n);
+    stage.a[place] = r0;
+    stage.b[place] = make_float4(r1.x, r1.y, color.x, color.y);
     const float opacity = exp2_fast(r1.y);
-    stage.c[slot] = make_float4(color.z, r1.z, opacity, fminf(opacity, MAX_ALPHA));
+    stage.c[place] = make_float4(color.z, r1.z, opacity, fminf(opacity, MAX_ALPHA));
     const float least = LOG2_MIN_ALPHA - CULL_SLACK - r1.y;
     const float slope_x = __fdividef(r0.w, 2.0f * r0.z), slope_y = __fdividef(r0.w, 2.0f * r1.x);
     u32 quadrants = 0;
@@ -72,14 +80,7 @@ __device__ __forceinline__ void stage_pair(Stage& stage, int slot, u32 g, const 
         const float x = tile.x + (i & 1) * 8 + 0.5f, y = tile.y + (i >> 1) * 8 + 0.5f;
         if (largest_power(r0, r1.x, slope_x, slope_y, x, y) >= least) quadrants |= 1u << i;
     }
-    stage.quadrants[slot] = quadrants;
-}
-
-// Brings a record from memory to the L2 cache, ahead of staging it.
-__device__ __forceinline__ void prefetch_record(const float4* records, u32 g) {
-#ifdef __CUDA_ARCH__
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(records + 2 * (size_t)g));
-#endif
+    stage.quadrants[place] = quadrants;
 }
 
 // By one thread, before the first batch.
