@@ -267,12 +267,13 @@ def kernels_of(counts: Counts) -> dict[str, Kernel]:
     """The kernels in the order of their launches; every array is moved once, what is added to once in and once out."""
     counters, segments = 2 * 4 * COPIES * counts.tiles, 2 * 4 * counts.tiles
     inputs = 4 * (3 + 4 + 3 + 1)  # bytes of a Gaussian without its colour
+    seen = 8 * counts.records // 32
     blended = 4 * counts.pairs + 32 * counts.visible + 12 * counts.gaussians + segments
     shown = counts.occupied_tiles * TILE**2
     staged = (counts.staged_pairs, STAGED)
     return {
         "project_and_count": Kernel(
-            (inputs + 12) * counts.gaussians + (32 + 4) * counts.visible + (4 + 8) * counts.records + counters,
+            (inputs + 12) * counts.gaussians + (32 + 4) * counts.visible + 8 * counts.records + seen + counters,
             (
                 (counts.records, RECORD),
                 (counts.candidates, CANDIDATE),
@@ -283,7 +284,7 @@ def kernels_of(counts: Counts) -> dict[str, Kernel]:
         ),
         "allocate_segments": Kernel(counters + 4 * counts.tiles, ((counts.tiles, SEGMENT),)),
         "write_pairs": Kernel(
-            8 * counts.records + 32 * counts.large + counters + 4 * counts.pairs,
+            8 * counts.records + seen + 32 * counts.large + counters + 4 * counts.pairs,
             (
                 (counts.records, WRITTEN_RECORD),
                 (counts.pairs, WRITTEN_PAIR),
@@ -300,13 +301,13 @@ def kernels_of(counts: Counts) -> dict[str, Kernel]:
             blended + 4 * 5 * counts.pixels, (staged, (counts.evaluations, FORWARD), (counts.pixels, FORWARD_PIXEL))
         ),
         "blend_backward": Kernel(
-            blended + 4 * counts.visible + 2 * 40 * counts.visible + 2 * 4 * 5 * shown,
+            blended + 2 * 40 * counts.visible + 2 * 4 * 5 * shown,
             (staged, (counts.evaluations, BACKWARD), (counts.groups, BACKWARD_GROUP), (shown, BACKWARD_PIXEL)),
             atomics=3 * counts.adding_pairs,
             tensor_floats=counts.groups * TENSOR_FLOATS_OF_GROUP,
         ),
         "project_backward": Kernel(
-            (2 * inputs + 12) * counts.gaussians + 4 * counts.records + 40 * counts.visible,
+            (2 * inputs + 12) * counts.gaussians + seen + 40 * counts.visible,
             ((counts.visible, RECORD_BACKWARD), (counts.gaussians, GAUSSIAN_BACKWARD)),
         ),
     }

@@ -41,9 +41,10 @@ class Measurement:
         backend: "cuda", "gsplat 1.5.3", "official loop", "cpu" or "reference".
         forward_ms, total_ms: median milliseconds of rendering, and of rendering with all gradients.
         best_total_ms: the shortest of the latter.
-        peak_mib: largest amount of GPU memory that torch had handed out at once, in MiB; None on a CPU.
-        own_mib: the part of it that is neither the caller's (Gaussians, gradients of the images) nor a result (images,
-            gradients of the Gaussians).
+        peak_mib: most GPU memory that a call with gradients adds to its input data, in MiB, as gsplat's documentation
+            measures it: the loss is the sum of the images. None on a CPU.
+        own_mib: where the caller holds gradients of all images: the part of the peak that is neither the caller's
+            (Gaussians, these gradients) nor a result (images, gradients of the Gaussians).
     """
 
     backend: str
@@ -216,19 +217,31 @@ def _times(contenders: Sequence[Contender], gaussians: Gaussians, runs: int) -> 
 
 
 def _memory_mib(contender: Contender, gaussians: Gaussians) -> tuple[float, float]:
-    """Most GPU memory that torch hands out at once in a call with gradients: all of it, and the backend's own part."""
-    leaves, device = _leaves(gaussians), gaussians.device
-    images = contender.render(leaves)
+    """`peak_mib` and `own_mib` of a backend."""
+    leaves = _leaves(gaussians)
+    images, inputs = contender.render(leaves), _inputs(leaves)
+    results = sum(tensor.nbytes for tensor in (*images, *inputs)) / 2**20  # a gradient is as large as its input
     upstream = [torch.rand_like(image) for image in images]
-    inputs = _inputs(leaves)
-    results = sum(tensor.nbytes for tensor in (*images, *inputs))  # a gradient is as large as its input
     del images
+
+    def with_sum() -> None:
+        outputs = contender.render(leaves)
+        torch.autograd.grad([output.sum() for output in outputs], inputs)
+
+    def with_gradients() -> None:
+        torch.autograd.grad(contender.render(leaves), inputs, upstream)
+
+    peak, dense = (_added_mib(call, gaussians.device) for call in (with_sum, with_gradients))
+    return peak, dense - results
+
+
+def _added_mib(call: Callable[[], None], device: torch.device) -> float:
+    """Most GPU memory that torch hands out at once during a call, beyond what it had handed out before."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    torch.autograd.grad(contender.render(leaves), inputs, upstream)
-    peak = torch.cuda.max_memory_allocated(device)
-    return peak / 2**20, (peak - before - results) / 2**20
+    call()
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
 
 
 def _images_and_gradients(

@@ -18,7 +18,7 @@ from maquette import __version__
 from maquette.io.atomic import atomic_path, atomic_write_text
 from maquette.raster.bench import Agreement, Measurement, SceneResult
 
-FORMAT = "maquette-bench-raster/3"
+FORMAT = "maquette-bench-raster/4"
 COLORS = ("#2f6f4f", "#b0b7bd")
 BAR_HEIGHT, GAP, LABEL_WIDTH, PLOT_WIDTH, MARGIN = 22, 26, 330, 520, 24
 
@@ -75,8 +75,10 @@ def markdown(results: Sequence[SceneResult], where: dict[str, str], notes: Seque
         "",
         "Milliseconds are medians of direct calls of each backend. Forward renders colour, depth and alpha; with "
         "gradients adds those of all five tensors of the Gaussians. The speed compares times with gradients with the "
-        "second backend of the scene. Own memory is the part of the peak that is neither the caller's (Gaussians, "
-        "gradients of the images) nor a result (images, gradients of the Gaussians).",
+        "second backend of the scene. Peak memory is what a call with gradients adds at most to its input data; as "
+        "in gsplat's documentation (docs.gsplat.studio, Profiling), the loss is the sum of the images. Own memory is "
+        "that part of the peak of a call, to which the caller gives gradients of all images, that is neither the "
+        "caller's (Gaussians, these gradients) nor a result (images, gradients of the Gaussians).",
         "",
         f"| scene | backend | forward ms | with gradients ms | speed |{extra} peak MiB | own MiB |",
         f"|---|---|---:|---:|---:|{line}---:|---:|",

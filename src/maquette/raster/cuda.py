@@ -168,7 +168,7 @@ class _Rasterize(torch.autograd.Function):
             bins, ctx.bins = ctx.bins, None
             if bins is None:
                 views_per_part = _views_per_part(shape, saved[9 : 10 + count])
-                bins = bin_gaussians(shape, gaussians, cameras, *settings, views_per_part)
+                bins = bin_gaussians(shape, gaussians, cameras, settings[0], settings[1], views_per_part)
             buffer = images[0].new_empty(max(part.visible for part in bins.parts) * _GRADIENT_FLOATS)
             gradients: list[Tensor] = []
             group_gradients: list[Tensor | None] = [None] * len(groups)
@@ -206,7 +206,7 @@ def _views_per_part(shape: Shape, channels: tuple[Tensor, ...]) -> int:
 def _take_channel_gradients(shape: Shape, seen: Tensor, sums: Tensor, like: Tensor) -> Tensor:
     """Gradients of three channels `[B, N, 3]` or `[B, V, N, 3]`, taken out of the gradients of all records."""
     rows = sums[: sums.numel() // _GRADIENT_FLOATS * 8].view(-1, 8)[:, 4 : 4 + CHANNELS]
-    first, bits = seen.long().split(1, dim=-1)  # [BV, W, 1] each
+    first, bits = seen[..., :1].long(), seen[..., 1:].long()  # [BV, W, 1] each
     visible = bits >> torch.arange(32, device=bits.device) & 1
     slots = torch.where(visible > 0, first + visible.cumsum(-1) - 1, -1).flatten(1)[:, : shape.count]
     filled = torch.cat([rows, rows.new_zeros(1, CHANNELS)])  # the last row is that of the culled ones

@@ -230,8 +230,8 @@ def _try_bin(
         launch(sorts["sort_medium"], num_medium, 512, *segments, room.medium, stream=stream)
     if num_large:
         scratch = torch.empty(large_pairs, dtype=torch.int64, device=device)
-        lists = (room.large, room.scratch_starts)
-        launch(sorts["sort_large"], num_large, 1024, pairs, scratch, *segments[1:], *lists, stream=stream)
+        listed_tiles = (room.large, room.scratch_starts)
+        launch(sorts["sort_large"], num_large, 1024, pairs, scratch, *segments[1:], *listed_tiles, stream=stream)
     parts = (
         Part(first, min(views_per_part, shape.images - first), i * slots_per_part, visible[i])
         for i, first in enumerate(starts)
