@@ -141,8 +141,8 @@ class _Rasterize(torch.autograd.Function):
         settings = (scale_modifier, antialiased)
         with torch.cuda.device(values[0].device):
             images = _empty_images(shape, values[0])  # before the GPU has to wait for the host
-            cameras, views_per_part = (world_to_camera, intrinsics), _views_per_part(shape, values[4:])
-            bins = bin_gaussians(shape, values[:5], cameras, *settings, views_per_part)
+            cameras, items_per_part = (world_to_camera, intrinsics), _items_per_part(shape, values[4:])
+            bins = bin_gaussians(shape, values[:5], cameras, *settings, items_per_part)
             _blend(shape, bins, values[4], background, images)
             extra = []
             for group in values[5:]:
@@ -167,8 +167,8 @@ class _Rasterize(torch.autograd.Function):
             # The bins are let go as soon as they are used, to save memory; a second backward pass makes them again.
             bins, ctx.bins = ctx.bins, None
             if bins is None:
-                views_per_part = _views_per_part(shape, saved[9 : 10 + count])
-                bins = bin_gaussians(shape, gaussians, cameras, settings[0], settings[1], views_per_part)
+                items_per_part = _items_per_part(shape, saved[9 : 10 + count])
+                bins = bin_gaussians(shape, gaussians, cameras, settings[0], settings[1], items_per_part)
             buffer = images[0].new_empty(max(part.visible for part in bins.parts) * _GRADIENT_FLOATS)
             gradients: list[Tensor] = []
             group_gradients: list[Tensor | None] = [None] * len(groups)
@@ -190,17 +190,11 @@ class _Rasterize(torch.autograd.Function):
         return (*[None] * 7, *gradients[:4], colors, *group_gradients)
 
 
-def _views_per_part(shape: Shape, channels: tuple[Tensor, ...]) -> int:
-    """How many views to take backward at a time: large batches go in parts, one after the other in the same memory.
-
-    A part is a number of items with all their views, or some views of a single item.
-    """
+def _items_per_part(shape: Shape, channels: tuple[Tensor, ...]) -> int:
+    """How many items to take backward at a time: large batches go in parts, one after the other in the same memory."""
     if len(channels) > 1 or channels[0].ndim == 4:  # the gradients of these are gathered over the whole batch
-        return max(1, shape.images)
-    parts = max(1, min(shape.records // _RECORDS_PER_PART, MAX_PARTS))
-    if shape.items == 1:
-        return max(1, math.ceil(shape.views / parts))
-    return max(1, math.ceil(shape.items / parts) * shape.views)
+        return max(1, shape.items)
+    return max(1, math.ceil(shape.items / max(1, min(shape.records // _RECORDS_PER_PART, MAX_PARTS))))
 
 
 def _take_channel_gradients(shape: Shape, seen: Tensor, sums: Tensor, like: Tensor) -> Tensor:
@@ -240,9 +234,10 @@ def _blend_backward(
     """Adds to the gradients of the visible records: eight floats each, then two, see gaussian_blend_backward.cu."""
     images_in, steps = _by_steps(upstream)
     kernel = load_kernels("gaussian_blend_backward.cu", ("blend_backward",))["blend_backward"]
+    tiles_per_item = shape.views * shape.tiles_per_view
     launch(
         kernel,
-        part.views * shape.tiles_per_view,
+        part.items * tiles_per_item,
         _BLEND_THREADS,
         bins.records,
         colors,
@@ -254,7 +249,7 @@ def _blend_backward(
         *steps,
         gradients,
         _second_part(gradients),
-        part.first_view * shape.tiles_per_view,
+        part.first_item * tiles_per_item,
         part.first_slot,
         *shape.blend_arguments(colors),
     )
@@ -300,12 +295,12 @@ def _project_backward(
     scale_modifier: float,
     antialiased: bool,
 ) -> None:
-    """Writes, or adds, the gradients of means, quats, scales, opacities and of colours that all views share."""
+    """Writes the gradients of means, quats, scales, opacities and of colours that all views share."""
     kernel = load_kernels("gaussian_grad.cu", ("project_backward",))["project_backward"]
-    blocks_per_item, summed = math.ceil(shape.count / _GRADIENT_THREADS), min(part.views, shape.views)
+    blocks_per_item = math.ceil(shape.count / _GRADIENT_THREADS)
     launch(
         kernel,
-        part.views // summed * blocks_per_item,
+        part.items * blocks_per_item,
         _GRADIENT_THREADS,
         *gaussians[:4],
         *cameras,
@@ -313,8 +308,7 @@ def _project_backward(
         sums,
         _second_part(sums),
         *gradients,
-        part.first_view,
-        summed,
+        part.first_item,
         part.first_slot,
         shape.count,
         shape.views,

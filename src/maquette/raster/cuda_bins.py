@@ -49,7 +49,7 @@ _COPIES = 16
 _POLLS = 10_000
 
 _NEEDS: dict[tuple[int | None, Shape, int], Needs] = {}
-"""What late calls needed, by device, shape and views per part."""
+"""What late calls needed, by device, shape and items per part."""
 _MAX_SHAPES = 256
 
 
@@ -121,15 +121,10 @@ shape_of = functools.lru_cache(_MAX_SHAPES)(Shape)
 
 
 class Part(NamedTuple):
-    """Views of a batch that go backward together: whole items, or some views of a single item.
+    """Items of a batch that go backward together: the first one, how many, and the same of their records."""
 
-    Attributes:
-        first_view, views: of all views of all items.
-        first_slot, visible: its records.
-    """
-
-    first_view: int
-    views: int
+    first_item: int
+    items: int
     first_slot: int
     visible: int
 
@@ -163,15 +158,15 @@ def bin_gaussians(
     cameras: tuple[Tensor, ...],
     scale_modifier: float,
     antialiased: bool,
-    views_per_part: int,
+    items_per_part: int,
 ) -> Bins:
     """Projects the Gaussians and lists them by tile, front to back.
 
-    A part begins after so many views; there are at most `MAX_PARTS`.
+    A part begins after so many items; there are at most `MAX_PARTS`.
     """
-    key = (cameras[0].device.index, shape, views_per_part)
+    key = (cameras[0].device.index, shape, items_per_part)
     late = _NEEDS.get(key)
-    settings = (scale_modifier, antialiased, views_per_part)
+    settings = (scale_modifier, antialiased, items_per_part)
     bins, needs = _try_bin(shape, gaussians, cameras, *settings, None if late is None else late.with_slack())
     if bins is None:
         bins, needs = _try_bin(shape, gaussians, cameras, *settings, None)
@@ -188,7 +183,7 @@ def _try_bin(
     cameras: tuple[Tensor, ...],
     scale_modifier: float,
     antialiased: bool,
-    views_per_part: int,
+    items_per_part: int,
     granted: Needs | None,
 ) -> tuple[Bins | None, Needs]:
     """The bins, or None when there are more records or pairs than granted; and what was needed.
@@ -197,9 +192,10 @@ def _try_bin(
     """
     kernels = load_kernels("gaussian_bin.cu", ("project_and_count", "allocate_segments", "write_pairs"))
     device, stream = cameras[0].device, current_stream()
+    views_per_part = items_per_part * shape.views
     slots_per_part = views_per_part * shape.count if granted is None else granted.visible
-    starts = range(0, shape.images, views_per_part)
-    room = _Room.for_shape(shape, device, len(starts) * slots_per_part)
+    firsts = range(0, shape.items, items_per_part)
+    room = _Room.for_shape(shape, device, len(firsts) * slots_per_part)
     blocks_per_view = math.ceil(shape.count / _PROJECT_THREADS)
     grid, tiles = shape.images * blocks_per_view, shape.tiles
     sizes = (blocks_per_view, tiles, shape.width, shape.height)
@@ -233,8 +229,8 @@ def _try_bin(
         listed_tiles = (room.large, room.scratch_starts)
         launch(sorts["sort_large"], num_large, 1024, pairs, scratch, *segments[1:], *listed_tiles, stream=stream)
     parts = (
-        Part(first, min(views_per_part, shape.images - first), i * slots_per_part, visible[i])
-        for i, first in enumerate(starts)
+        Part(first, min(items_per_part, shape.items - first), i * slots_per_part, visible[i])
+        for i, first in enumerate(firsts)
     )
     kept = (room.kept, room.counters)
     return Bins(pairs, room.records, room.starts, room.ends, room.seen, tuple(parts), kept), needs

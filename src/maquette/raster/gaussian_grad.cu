@@ -94,28 +94,26 @@ __device__ __forceinline__ float4 quaternion_gradient(float4 q, const Axes& v) {
 
 __device__ __forceinline__ float3 times(float3 a, float3 b) { return make_float3(a.x * b.x, a.y * b.y, a.z * b.z); }
 
-// Stores a sum, or adds it to what is there.
-__device__ __forceinline__ void store3(float* target, size_t index, float3 v, bool add) {
-    float* to = target + 3 * index;
-    to[0] = add ? to[0] + v.x : v.x;
-    to[1] = add ? to[1] + v.y : v.y;
-    to[2] = add ? to[2] + v.z : v.z;
+__device__ __forceinline__ void store3(float* target, size_t index, float3 v) {
+    target[3 * index] = v.x;
+    target[3 * index + 1] = v.y;
+    target[3 * index + 2] = v.z;
 }
 
 }  // namespace
 
-// `width` and `height` are those of the whole image. One thread a Gaussian of an item, from that of view `first_view` on;
-// it sums `summed` views of the item's `views` in order, so this pass is deterministic, and adds to what the views before
-// gave. `seen` has `warps_per_view` a view; `eight` and `two` begin at `first_slot`.
+// `width` and `height` are those of the whole image. One thread a Gaussian of an item, from `first_item` on; it sums its
+// views in order, so this pass is deterministic. `seen` has `warps_per_view` a view; `eight` and `two` begin at
+// `first_slot`.
 extern "C" __global__ void __launch_bounds__(128)
 project_backward(const float* __restrict__ means, const float4* __restrict__ quats, const float* __restrict__ scales,
                  const float* __restrict__ opacities, const float4* __restrict__ world_to_camera,
                  const float* __restrict__ intrinsics, const Seen* __restrict__ seen,
                  const float4* __restrict__ eight, const float2* __restrict__ two, float* grad_means,
-                 float4* grad_quats, float* grad_scales, float* grad_opacities, float* grad_colors, int first_view,
-                 int summed, u32 first_slot, int count, int views, int warps_per_view, int blocks_per_item, int width,
-                 int height, int antialiased, float scale_modifier) {
-    const int item = blockIdx.x / blocks_per_item, b = first_view / views + item;
+                 float4* grad_quats, float* grad_scales, float* grad_opacities, float* grad_colors, int first_item,
+                 u32 first_slot, int count, int views, int warps_per_view, int blocks_per_item, int width, int height,
+                 int antialiased, float scale_modifier) {
+    const int item = blockIdx.x / blocks_per_item, b = first_item + item;
     const int n = (blockIdx.x - item * blocks_per_item) * 128 + threadIdx.x;
     if (n >= count) return;
     const size_t source = (size_t)b * count + n;
@@ -129,18 +127,17 @@ project_backward(const float* __restrict__ means, const float4* __restrict__ qua
     const float3 factors = make_float3(scale.x * scale_modifier, scale.y * scale_modifier, scale.z * scale_modifier);
     const float4 q = __ldg(quats + source);
     const Axes axes = scaled_axes(q, factors);
-    const int before = first_view - first_view / views * views;  // views of the item that came before
     const u32 lane = threadIdx.x & 31;
-    const Seen* next = seen + (size_t)(b * views + before) * warps_per_view + (n >> 5);
+    const Seen* next = seen + (size_t)b * views * warps_per_view + (n >> 5);
     Seen coming = *next;
-    for (int view = 0; view < summed; ++view) {
+    for (int view = 0; view < views; ++view) {
         const Seen here = coming;
         next += warps_per_view;
-        if (view + 1 < summed) coming = *next;  // on its way while this view is worked on
+        if (view + 1 < views) coming = *next;  // on its way while this view is worked on
         if (!here.has(lane)) continue;
         visible = true;
         const size_t row = here.slot(lane) - first_slot;
-        add_view(sum, load_camera(world_to_camera, intrinsics, b * views + before + view), mean, axes, width, height,
+        add_view(sum, load_camera(world_to_camera, intrinsics, b * views + view), mean, axes, width, height,
                  antialiased, __ldg(eight + 2 * row), __ldg(eight + 2 * row + 1), __ldg(two + row));
     }
     float v_opacity = 0.0f;
@@ -153,14 +150,9 @@ project_backward(const float* __restrict__ means, const float4* __restrict__ qua
         v_quat = quaternion_gradient(q, {times(v.x, factors), times(v.y, factors), times(v.z, factors)});
         v_opacity = sum.log_opacity / __ldg(opacities + source);
     }
-    store3(grad_means, source, sum.mean, before);
-    store3(grad_scales, source, v_scale, before);
-    store3(grad_colors, source, sum.color, before);
-    if (before) {
-        const float4 v = grad_quats[source];
-        v_quat = make_float4(v_quat.x + v.x, v_quat.y + v.y, v_quat.z + v.z, v_quat.w + v.w);
-        v_opacity += grad_opacities[source];
-    }
+    store3(grad_means, source, sum.mean);
+    store3(grad_scales, source, v_scale);
+    store3(grad_colors, source, sum.color);
     grad_quats[source] = v_quat;
     grad_opacities[source] = v_opacity;
 }
