@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from refine import AZIMUTHS, ELEVATIONS, IDS
+from refine import AZIMUTHS, ELEVATIONS, IDS, seen_ids
 from scipy import ndimage, spatial
 
 from maquette.cameras import Cameras
@@ -77,14 +77,15 @@ def free(points: NDArray[np.float64], depth: torch.Tensor, cameras: Cameras) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--assets", type=Path, required=True)
-    parser.add_argument("--ids", nargs="+", default=IDS)
+    parser.add_argument("--ids", nargs="+", help="objects to take instead of those of refine.py")
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
     eight = Cameras.orbit(AZIMUTHS, ELEVATIONS, height=1024, width=1024)
     around = [start + 60.0 * i for start, _ in RINGS for i in range(6)]
     many = Cameras.orbit(around, [height for _, height in RINGS for _ in range(6)], height=768, width=768)
     rows = []
-    with open_assets(args.assets, ids=tuple(args.ids)) as listed:
+    ids = args.ids or dict.fromkeys((*IDS, *seen_ids(args.assets)))
+    with open_assets(args.assets, ids=tuple(ids)) as listed:
         for asset in listed.assets:
             truth = normalized(asset.read_mesh())
             row = {"object": asset.info.id, "itself": normal_consistency(truth, truth)}
