@@ -9,10 +9,20 @@ __device__ __forceinline__ u32 gaussian_of(const float4* __restrict__ records, u
     return __float_as_uint(__ldg(records + 2 * (size_t)slot + 1).w);
 }
 
-// Whether a (depth, slot) comes before another one of the same view.
-__device__ __forceinline__ bool is_before(uint2 a, uint2 b, const float4* __restrict__ records) {
-    if (a.x != b.x) return a.x < b.x;
-    return a.y != b.y && gaussian_of(records, a.y) < gaussian_of(records, b.y);
+// How many of the (depth, slot) from `first` to `end` come before one of them: nearer ones, then those of Gaussians with
+// smaller numbers.
+__device__ __forceinline__ u32 count_before(const uint2* pairs, u32 first, u32 end, uint2 own,
+                                            const float4* __restrict__ records) {
+    u32 count = 0, equal = 0;
+    for (u32 j = first; j < end; ++j) {
+        count += pairs[j].x < own.x;
+        equal += pairs[j].x == own.x;
+    }
+    if (equal == 1) return count;
+    const u32 gaussian = gaussian_of(records, own.y);
+    for (u32 j = first; j < end; ++j)
+        if (pairs[j].x == own.x) count += gaussian_of(records, pairs[j].y) < gaussian;
+    return count;
 }
 
 // Bucket sort of one segment of at most CAPACITY pairs in shared memory. Buckets split the segment's own range of
@@ -88,12 +98,7 @@ __device__ __forceinline__ void sort_segment(u32* segment, u32 pairs, const u32*
         const uint2 own = sorted[i];
         const u32 bucket = (own.x - low) >> shift;
         const u32 first = bucket ? ends[bucket - 1] : 0, end = ends[bucket];
-        u32 place = first;
-        for (u32 j = first; j < end; ++j) {
-            const uint2 other = sorted[j];
-            place += is_before(other, own, records);
-        }
-        segment[place] = own.y;
+        segment[first + count_before(sorted, first, end, own, records)] = own.y;
     }
 }
 
@@ -163,12 +168,7 @@ __device__ __forceinline__ bool sort_by_buckets(u32* segment, uint2* scratch, u3
         const uint2 own = scratch[i];
         const u32 bucket = (own.x - low) >> shift;
         const u32 first = bucket ? ends[bucket - 1] : 0, end = ends[bucket];
-        u32 place = first;
-        for (u32 j = first; j < end; ++j) {
-            const uint2 other = scratch[j];
-            place += is_before(other, own, records);
-        }
-        segment[place] = own.y;
+        segment[first + count_before(scratch, first, end, own, records)] = own.y;
     }
     return true;
 }
