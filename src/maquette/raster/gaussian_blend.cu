@@ -56,8 +56,7 @@ blend_forward(const float4* __restrict__ records, const float* __restrict__ colo
     Pixel lower = {1, 0, 0, 0, 0, beside || y + 4 >= height ? NEVER : LOG2_MIN_ALPHA};
 
     if (tid == 0) stage_nothing(stage);
-    Pair next = {0, 0};
-    if (tile.start + tid < tile.end) next = load_pair(records, pairs[tile.start + tid]);
+    u32 next = tile.start + tid < tile.end ? pairs[tile.start + tid] : 0;
     u32 after = tile.start + BATCH + tid < tile.end ? pairs[tile.start + BATCH + tid] : 0;
     for (u32 first = tile.start; first < tile.end; first += BATCH) {
         if (__syncthreads_and(upper.done() && lower.done())) break;
@@ -65,7 +64,8 @@ blend_forward(const float4* __restrict__ records, const float* __restrict__ colo
             stage_pair(stage, tid, next, records, colors, first_color, tile);
         else
             stage.quadrants[tid] = 0;
-        if (first + BATCH + tid < tile.end) next = load_pair(records, after);
+        next = after;
+        if (first + BATCH + tid < tile.end) prefetch_record(records, next);
         if (first + 2 * BATCH + tid < tile.end) after = pairs[first + 2 * BATCH + tid];
         __syncthreads();
         const int length = list_reaching(stage, warp, lane);

@@ -267,18 +267,18 @@ blend_backward(const float4* __restrict__ records, const float* __restrict__ col
 
     if (tid == 0) stage_nothing(s.stage);
     Fragments& fragments = s.fragments[warp];
-    Pair next = {0, 0};
-    if (tile.start + tid < tile.end) next = load_pair(records, pairs[tile.start + tid]);
+    u32 next = tile.start + tid < tile.end ? pairs[tile.start + tid] : 0;
     u32 after = tile.start + BATCH + tid < tile.end ? pairs[tile.start + BATCH + tid] : 0;
     for (u32 first = tile.start; first < tile.end; first += BATCH) {
         if (__syncthreads_and(upper.done() && lower.done())) break;
         if (first + tid < tile.end) {
             stage_pair(s.stage, tid, next, records, colors, first_color, tile);
-            s.rows[tid] = next.slot - first_slot;
+            s.rows[tid] = next - first_slot;
         } else {
             s.stage.quadrants[tid] = 0;
         }
-        if (first + BATCH + tid < tile.end) next = load_pair(records, after);
+        next = after;
+        if (first + BATCH + tid < tile.end) prefetch_record(records, next);
         if (first + 2 * BATCH + tid < tile.end) after = pairs[first + 2 * BATCH + tid];
         __syncthreads();
         const int length = list_reaching(s.stage, warp, lane);

@@ -55,19 +55,10 @@ __device__ __forceinline__ float largest_power(float4 a, float c, float slope_x,
     return best;
 }
 
-// A record to be staged, by its slot, and its Gaussian, which is loaded early: its colour is looked for with it.
-struct Pair {
-    u32 slot, n;
-};
-
-__device__ __forceinline__ Pair load_pair(const float4* __restrict__ records, u32 slot) {
-    return {slot, __ldg((const u32*)(records + 2 * (size_t)slot + 1) + 3)};
-}
-
-__device__ __forceinline__ void stage_pair(Stage& stage, int place, Pair pair, const float4* __restrict__ records,
+__device__ __forceinline__ void stage_pair(Stage& stage, int place, u32 slot, const float4* __restrict__ records,
                                            const float* __restrict__ colors, size_t first_color, const Tile& tile) {
-    const float4 r0 = __ldg(records + 2 * (size_t)pair.slot), r1 = __ldg(records + 2 * (size_t)pair.slot + 1);
-    const float3 color = load3(colors, first_color + pair.n);
+    const float4 r0 = __ldg(records + 2 * (size_t)slot), r1 = __ldg(records + 2 * (size_t)slot + 1);
+    const float3 color = load3(colors, first_color + __float_as_uint(r1.w));
     stage.a[place] = r0;
     stage.b[place] = make_float4(r1.x, r1.y, color.x, color.y);
     const float opacity = exp2_fast(r1.y);
@@ -81,6 +72,13 @@ __device__ __forceinline__ void stage_pair(Stage& stage, int place, Pair pair, c
         if (largest_power(r0, r1.x, slope_x, slope_y, x, y) >= least) quadrants |= 1u << i;
     }
     stage.quadrants[place] = quadrants;
+}
+
+// Brings a record from memory to the L2 cache, ahead of staging it.
+__device__ __forceinline__ void prefetch_record(const float4* records, u32 slot) {
+#ifdef __CUDA_ARCH__
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(records + 2 * (size_t)slot));
+#endif
 }
 
 // By one thread, before the first batch.
