@@ -1,6 +1,6 @@
 """CUDA backend, first half of the forward pass: projection, and lists of Gaussians per tile from front to back.
 
-The host allocates records and the pair list by what late calls of the same shape needed, so that the GPU does not wait
+The host allocates records and the pair list by what recent calls of the same shape needed, so that the GPU does not wait
 for it, and looks at the true numbers afterwards: if there are more, it begins again.
 """
 
@@ -49,7 +49,7 @@ _COPIES = 16
 _POLLS = 10_000
 
 _NEEDS: dict[tuple[int | None, Shape, int], Needs] = {}
-"""What late calls needed, by device, shape and items per part."""
+"""What recent calls needed, by device, shape and items per part."""
 _MAX_SHAPES = 256
 
 
@@ -65,7 +65,7 @@ class Needs(NamedTuple):
 
     def after(self, call: Needs) -> Needs:
         """The same after one more call: what it needed, or a little less than the largest before it."""
-        return Needs(*(max(now, late - late // 32) for now, late in zip(call, self, strict=True)))
+        return Needs(*(max(now, recent - recent // 32) for now, recent in zip(call, self, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -165,15 +165,15 @@ def bin_gaussians(
     A part begins after so many items; there are at most `MAX_PARTS`.
     """
     key = (cameras[0].device.index, shape, items_per_part)
-    late = _NEEDS.get(key)
+    recent = _NEEDS.get(key)
     settings = (scale_modifier, antialiased, items_per_part)
-    bins, needs = _try_bin(shape, gaussians, cameras, *settings, None if late is None else late.with_slack())
+    bins, needs = _try_bin(shape, gaussians, cameras, *settings, None if recent is None else recent.with_slack())
     if bins is None:
         bins, needs = _try_bin(shape, gaussians, cameras, *settings, None)
         assert bins is not None
     if len(_NEEDS) >= _MAX_SHAPES:
         _NEEDS.clear()
-    _NEEDS[key] = needs if late is None else late.after(needs)
+    _NEEDS[key] = needs if recent is None else recent.after(needs)
     return bins
 
 
