@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from maquette.raster.mesh import rasterize_mesh
 from maquette.surface import mesh_kernels
 from maquette.surface.folds import cross_products, mended, without_folding
+from maquette.surface.fusion import smooth_normals
 from maquette.surface.manifold import Doubles, Faces
 from maquette.surface.normal_maps import NormalMaps
 from maquette.surface.remesh import Patch, remeshed
+from maquette.surface.thickness import thin_places
 
 _COVERED = 0.99
 _MOST_TURN = 0.3
@@ -28,7 +30,7 @@ _SPREAD, _LEAST_PIXELS = 0.02, 4
 _SHORTER = 0.6
 
 
-def flattened(patch: Patch, maps: NormalMaps, freedom: int, rounds: int, shortest: float) -> Patch:
+def flattened(patch: Patch, maps: NormalMaps, freedom: int, rounds: int, shortest: float, least: float) -> Patch:
     """Moves vertices until the triangles have the normals that the maps show, and refines the mesh at creases.
 
     Args:
@@ -41,15 +43,19 @@ def flattened(patch: Patch, maps: NormalMaps, freedom: int, rounds: int, shortes
     for number in range(rounds):
         faces, points = patch.faces, patch.state[:, :3].copy()
         wanted, mixed = wanted_normals(points, faces, maps)
+        free = patch.state[:, freedom, None]
         for _ in range(_PASSES):
-            points = without_folding(points, patch.state[:, freedom, None] * _towards(points, faces, wanted), faces)
+            normals = smooth_normals(points, faces).astype(np.float64)
+            shift = free * _towards(points, faces, wanted)
+            shift = thin_places(points, faces, normals, least).kept(points, shift, free)
+            points = without_folding(points, shift, faces)
         state = patch.state.copy()
         state[:, :3] = points
         patch = patch.with_state(state)
         if number < rounds - 2 and mixed.any():
             corners = np.unique(faces[mixed])
             state[corners, -1] = np.minimum(state[corners, -1], np.maximum(_SHORTER * state[corners, -1], shortest))
-            patch = mended(remeshed(patch))
+            patch = mended(remeshed(patch), least)
     return patch
 
 

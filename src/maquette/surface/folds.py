@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from maquette.surface import mesh_kernels
 from maquette.surface.manifold import Doubles, Faces, same_rows, topology, unique_edges
+from maquette.surface.fusion import smooth_normals
 from maquette.surface.remesh import Patch, remeshed
+from maquette.surface.thickness import thin_places
 
 _THIN = 0.02
 """Least height of a triangle, relative to its longest side."""
@@ -43,7 +45,7 @@ def folded(points: Doubles, faces: Faces) -> NDArray[np.bool_]:
     """Triangles that face away from the mean of their corners' normals, or whose sides are next to parallel, `[M]`."""
     points = np.ascontiguousarray(points)
     crossed, summed = cross_products(points, faces), np.zeros((len(points), 3))
-    mesh_kernels.corner_sums(faces, crossed, summed)
+    mesh_kernels.angle_sums(points, faces, crossed, summed)
     wrong = np.empty(len(faces), np.bool_)
     mesh_kernels.mark_folded(points, faces, crossed, summed, _AGREE, _THIN, wrong)
     return wrong
@@ -78,7 +80,7 @@ def without_folding(points: Doubles, shift: Doubles, faces: Faces) -> Doubles:
     return points
 
 
-def unfolded(patch: Patch, passes: int) -> Patch:
+def unfolded(patch: Patch, passes: int, least: float = 0.0) -> Patch:
     """Draws corners of triangles that face away from the surface around them, or are next to nothing, to their middle.
 
     Args:
@@ -91,15 +93,20 @@ def unfolded(patch: Patch, passes: int) -> Patch:
         if not mesh_kernels.around_wrong(patch.faces, wrong, patch.frozen, around):
             break
         state = patch.state.copy()
-        state[around, :3] = (points[around] + neighbor_means(points, patch.edges[0])[around]) / 2
+        shift = (neighbor_means(points, patch.edges[0]) - points) / 2
+        shift[~around] = 0
+        if least > 0:
+            normals = smooth_normals(points, patch.faces).astype(np.float64)
+            shift = thin_places(points, patch.faces, normals, least).kept(points, shift, ~patch.frozen[:, None])
+        state[:, :3] = points + shift
         patch = patch.with_state(state)
     return patch
 
 
-def mended(patch: Patch) -> Patch:
+def mended(patch: Patch, least: float = 0.0) -> Patch:
     """Closed, and without a folded triangle wherever vertices are free: smoothed first, cut out where that fails."""
     for attempt in range(_ROUNDS):
-        patch = unfolded(patch, _PASSES)
+        patch = unfolded(patch, _PASSES, least)
         points = patch.state[:, :3]
         # Files keep positions as float32: vertices must not fall together there.
         single = points.astype(np.float32).astype(np.float64)

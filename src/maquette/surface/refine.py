@@ -27,6 +27,7 @@ from maquette.surface.manifold import Doubles, Faces, separate_sheets, topology,
 from maquette.surface.normal_maps import NormalMaps
 from maquette.surface.refine_kernels import advance
 from maquette.surface.remesh import Patch, remeshed
+from maquette.surface.thickness import thin_places
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
@@ -44,6 +45,8 @@ _FLAT_FROM = 0.6
 _BORDER_PX = 6.0
 _CREASES = 0.5
 """Smallest edge at creases in the last stage, relative to the smallest one elsewhere."""
+_THICKNESS = 0.25
+"""Least thickness, relative to the smallest wanted edge: what is thinner would cross itself in a step."""
 _MEND_FROM, _MEND_EVERY = 0.3, 25
 """From this share of the steps on, every so many of them, pieces that have shrunk to nothing are cut out."""
 
@@ -117,6 +120,7 @@ def refine(
     patch, scale = _start(mesh, options)
     if region is not None:
         patch = _restricted(patch, maps.cameras.to("cpu"), region, region_view)
+    least = _THICKNESS * options.edge_lengths[0] * scale
     generator = torch.Generator().manual_seed(options.seed)
     small = maps.halved() if min(maps.cameras.height, maps.cameras.width) >= _SMALL_PX else maps
     wanted = torch.cat([small.normals * small.alpha[..., None], small.alpha[..., None]], dim=-1)
@@ -125,15 +129,15 @@ def refine(
         rate = options.rate * _LAST_RATE**share
         views = torch.randperm(maps.cameras.batch_shape[0], generator=generator)[: options.views_per_step]
         gradient = _gradient(patch, small.cameras[views], wanted[views], flat=share >= _FLAT_FROM)
-        patch = _moved(patch, gradient, step + 1, rate, options, _edge_limits(options, share, scale))
-        patch = unfolded(remeshed(patch), 1)
+        patch = _moved(patch, gradient, step + 1, rate, options, _edge_limits(options, share, scale), least)
+        patch = unfolded(remeshed(patch), 1, least)
         if share >= _MEND_FROM and step % _MEND_EVERY == 0:
             patch = cut_folds(patch, 0)
         if progress is not None:
             progress(step + 1, options.steps)
-    patch = mended(patch)
-    patch = flattened(patch, maps, _FREEDOM, options.flatten, _CREASES * options.edge_lengths[0] * scale)
-    patch = mended(patch)
+    patch = mended(patch, least)
+    patch = flattened(patch, maps, _FREEDOM, options.flatten, _CREASES * options.edge_lengths[0] * scale, least)
+    patch = mended(patch, least)
     points, faces = patch.state[:, _POSITION], patch.faces
     return Mesh(
         torch.from_numpy(points).float(), torch.from_numpy(faces), torch.from_numpy(smooth_normals(points, faces))
@@ -250,8 +254,9 @@ def _edge_limits(options: RefineOptions, share: float, scale: float) -> tuple[fl
 
 
 def _moved(
-    patch: Patch, gradient: Doubles, step: int, rate: float, options: RefineOptions, limits: tuple[float, float]
-) -> Patch:
+    patch: Patch, gradient: Doubles, step: int, rate: float, options: RefineOptions, limits: tuple[float, float],
+    least: float,
+) -> Patch:  # fmt: skip
     """One step of the optimizer."""
     state, points, shift = patch.state.copy(), patch.points, np.empty((len(patch.state), 3))
     middle, normals = neighbor_means(points, patch.edges[0]), smooth_normals(points, patch.faces).astype(np.float64)
@@ -259,5 +264,7 @@ def _moved(
     parts = np.array([(1 - moment) / (1 - moment**step) for moment in _MOMENTS])
     pace = rate * min(1.0, step * (1 - _MOMENTS[0]))
     advance(state, gradient, options.laplacian, mean, middle, normals, parts, pace, *limits, shift)
+    thin = thin_places(points, patch.faces, normals, least)
+    shift = thin.kept(points, shift, state[:, _FREEDOM, None])
     state[:, _POSITION] = without_turning(points, shift, patch.faces)
     return patch.with_state(state)

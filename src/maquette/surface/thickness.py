@@ -1,0 +1,82 @@
+"""Thin places of a closed mesh: found, and kept from shrinking to nothing.
+
+Pictures do not say that a front and a back belong together: steps, smoothing and rounding move each on its own, and a
+sheet or a rod that is thinner than a step crosses itself and is lost. So every move is limited: what is opposite before
+stays at least a small distance away.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maquette.surface import mesh_kernels, thickness_kernels
+from maquette.surface.manifold import Doubles, Faces
+
+_OPPOSED = 0.3
+"""Least cosine between a way through the solid and the normal where it leaves."""
+_MOST_CELLS = 128
+"""Along an axis of the grid."""
+_REACH = 6.0
+_PASSES = 3
+
+
+@dataclass(frozen=True)
+class ThinPlaces:
+    """What lies opposite of vertices, inside the solid.
+
+    Attributes:
+        faces: `[M, 3]`.
+        normals: unit, of the vertices `[N, 3]`.
+        hit: triangle opposite of every vertex `[N]`, -1 where none is near.
+        weights: of its corners `[N, 3]`.
+        least: thickness to keep, in world units.
+    """
+
+    faces: Faces
+    normals: Doubles
+    hit: NDArray[np.int64]
+    weights: Doubles
+    least: float
+
+    def kept(self, points: Doubles, shift: Doubles, freedom: Doubles | float = 1.0) -> Doubles:
+        """The shift `[N, 3]` of the points, changed where it would leave less than the least thickness.
+
+        Args:
+            points: `[N, 3]`; shift: `[N, 3]`.
+            freedom: share of the change that a vertex may follow, `[N, 1]`.
+        """
+        shifted, sums, total = points + shift, np.empty_like(points), np.empty(len(points))
+        for _ in range(_PASSES):
+            if not thickness_kernels.keep_apart(
+                shifted, self.faces, self.normals, self.hit, self.weights, self.least, sums, total
+            ):
+                return shift
+        changed: Doubles = shift + freedom * (shifted - points - shift)
+        return changed
+
+
+def thin_places(points: Doubles, faces: Faces, normals: Doubles, least: float) -> ThinPlaces:
+    """Finds what lies opposite of every vertex along its normal, inside the solid.
+
+    Args:
+        points: `[N, 3]`; faces: `[M, 3]`; normals: unit `[N, 3]`.
+        least: thickness to keep, in world units; opposite sides are looked for up to so many times farther.
+    """
+    reach, crossed = _REACH * least, np.empty((len(faces), 3))
+    mesh_kernels.cross(points, faces, crossed)
+    low = points.min(axis=0)
+    extent = points.max(axis=0) - low
+    size = max(reach, float(extent.max()) / _MOST_CELLS)
+    shape = np.floor(extent / size).astype(np.int64) + 1
+    starts = np.zeros(int(shape.prod()) + 2, np.int64)
+    number = thickness_kernels.list_cells(points, faces, low, size, shape, starts, np.empty(0, np.int64))
+    listed = np.empty(number, np.int64)
+    thickness_kernels.list_cells(points, faces, low, size, shape, starts, listed)
+    hit, weights = np.empty(len(points), np.int64), np.zeros((len(points), 3))
+    thickness_kernels.find_opposite(
+        points, faces, crossed, normals, reach, _OPPOSED, low, size, shape, starts, listed, hit, weights
+    )
+    return ThinPlaces(faces, normals, hit, weights, least)
