@@ -266,5 +266,7 @@ def _moved(
     advance(state, gradient, options.laplacian, mean, middle, normals, parts, pace, *limits, shift)
     thin = thin_places(points, patch.faces, normals, least)
     shift = thin.kept(points, shift, state[:, _FREEDOM, None])
+    near = thin.near()
+    state[near, _LENGTH] = np.minimum(state[near, _LENGTH], _FINE * limits[0])
     state[:, _POSITION] = without_turning(points, shift, patch.faces)
     return patch.with_state(state)

@@ -41,6 +41,13 @@ class ThinPlaces:
     weights: Doubles
     least: float
 
+    def near(self) -> NDArray[np.bool_]:
+        """Vertices that lie at a thin place: those with something opposite, and the corners of that, `[N]`."""
+        found = self.hit >= 0
+        near = found.copy()
+        near[self.faces[self.hit[found]].reshape(-1)] = True
+        return near
+
     def kept(self, points: Doubles, shift: Doubles, freedom: Doubles | float = 1.0) -> Doubles:
         """The shift `[N, 3]` of the points, changed where it would leave less than the least thickness.
 
