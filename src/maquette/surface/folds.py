@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maquette.surface import mesh_kernels
-from maquette.surface.manifold import Doubles, Faces, same_rows, topology, unique_edges
 from maquette.surface.fusion import smooth_normals
+from maquette.surface.manifold import Doubles, Faces, same_rows, topology, unique_edges
 from maquette.surface.remesh import Patch, remeshed
 from maquette.surface.thickness import thin_places
 
@@ -97,7 +97,7 @@ def unfolded(patch: Patch, passes: int, least: float = 0.0) -> Patch:
         shift[~around] = 0
         if least > 0:
             normals = smooth_normals(points, patch.faces).astype(np.float64)
-            shift = thin_places(points, patch.faces, normals, least).kept(points, shift, ~patch.frozen[:, None])
+            shift = thin_places(points, patch.faces, normals, least, around).kept(points, shift, ~patch.frozen[:, None])
         state[:, :3] = points + shift
         patch = patch.with_state(state)
     return patch

@@ -65,7 +65,9 @@ class ThinPlaces:
         return changed
 
 
-def thin_places(points: Doubles, faces: Faces, normals: Doubles, least: float) -> ThinPlaces:
+def thin_places(
+    points: Doubles, faces: Faces, normals: Doubles, least: float, chosen: NDArray[np.bool_] | None = None
+) -> ThinPlaces:
     """Finds what lies opposite of every vertex along its normal, inside the solid.
 
     Args:
@@ -78,12 +80,15 @@ def thin_places(points: Doubles, faces: Faces, normals: Doubles, least: float) -
     extent = points.max(axis=0) - low
     size = max(reach, float(extent.max()) / _MOST_CELLS)
     shape = np.floor(extent / size).astype(np.int64) + 1
-    starts = np.zeros(int(shape.prod()) + 2, np.int64)
-    number = thickness_kernels.list_cells(points, faces, low, size, shape, starts, np.empty(0, np.int64))
-    listed = np.empty(number, np.int64)
+    cells = int(shape.prod())
+    starts, bounds = np.zeros(cells + 2, np.int32), np.empty((cells, 6), np.float32)
+    thickness_kernels.count_cells(points, faces, crossed, low, size, shape, starts, bounds)
+    starts = np.cumsum(starts, dtype=np.int32)
+    listed = np.empty(int(starts[-1]), np.int32)
     thickness_kernels.list_cells(points, faces, low, size, shape, starts, listed)
     hit, weights = np.empty(len(points), np.int64), np.zeros((len(points), 3))
+    chosen = np.ones(len(points), np.bool_) if chosen is None else chosen
     thickness_kernels.find_opposite(
-        points, faces, crossed, normals, reach, _OPPOSED, low, size, shape, starts, listed, hit, weights
+        points, faces, crossed, normals, chosen, reach, _OPPOSED, low, size, shape, starts, listed, bounds, hit, weights
     )
     return ThinPlaces(faces, normals, hit, weights, least)
