@@ -13,12 +13,10 @@ from numpy.typing import NDArray
 
 from maquette.raster.mesh import rasterize_mesh
 from maquette.surface import mesh_kernels
-from maquette.surface.folds import cross_products, mended, without_folding
-from maquette.surface.fusion import smooth_normals
+from maquette.surface.folds import Hold, cross_products, mended, without_folding
 from maquette.surface.manifold import Doubles, Faces
 from maquette.surface.normal_maps import NormalMaps
 from maquette.surface.remesh import Patch, remeshed
-from maquette.surface.thickness import thin_places
 
 _COVERED = 0.99
 _MOST_TURN = 0.3
@@ -30,7 +28,7 @@ _SPREAD, _LEAST_PIXELS = 0.02, 4
 _SHORTER = 0.6
 
 
-def flattened(patch: Patch, maps: NormalMaps, freedom: int, rounds: int, shortest: float, least: float) -> Patch:
+def flattened(patch: Patch, maps: NormalMaps, freedom: int, rounds: int, shortest: float, hold: Hold) -> Patch:
     """Moves vertices until the triangles have the normals that the maps show, and refines the mesh at creases.
 
     Args:
@@ -39,23 +37,20 @@ def flattened(patch: Patch, maps: NormalMaps, freedom: int, rounds: int, shortes
         freedom: column of the state with the share of the way that a vertex may move, 0..1.
         rounds: in each, what the maps see is looked up anew, >= 0; all but the last two refine at creases.
         shortest: no edge is wanted shorter there, in world units.
+        hold: what limits the moves.
     """
     for number in range(rounds):
         faces, points = patch.faces, patch.state[:, :3].copy()
         wanted, mixed = wanted_normals(points, faces, maps)
-        free = patch.state[:, freedom, None]
         for _ in range(_PASSES):
-            normals = smooth_normals(points, faces).astype(np.float64)
-            shift = free * _towards(points, faces, wanted)
-            shift = thin_places(points, faces, normals, least).kept(points, shift, free)
-            points = without_folding(points, shift, faces)
-        state = patch.state.copy()
-        state[:, :3] = points
-        patch = patch.with_state(state)
+            shift = patch.state[:, freedom, None] * _towards(points, faces, wanted)
+            state = patch.state.copy()
+            state[:, :3] = points = without_folding(points, hold(patch, shift)[0], faces)
+            patch = patch.with_state(state)
         if number < rounds - 2 and mixed.any():
             corners = np.unique(faces[mixed])
             state[corners, -1] = np.minimum(state[corners, -1], np.maximum(_SHORTER * state[corners, -1], shortest))
-            patch = mended(remeshed(patch), least)
+            patch = mended(remeshed(patch), hold)
     return patch
 
 

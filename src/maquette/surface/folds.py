@@ -7,14 +7,18 @@ out and closes the holes, so the number of parts and handles can change.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
 from maquette.surface import mesh_kernels
-from maquette.surface.fusion import smooth_normals
 from maquette.surface.manifold import Doubles, Faces, same_rows, topology, unique_edges
 from maquette.surface.remesh import Patch, remeshed
-from maquette.surface.thickness import thin_places
+
+Hold = Callable[..., tuple[Doubles, NDArray[np.bool_]]]
+"""What limits every move: of a patch, a shift of its vertices `[N, 3]` and, at will, those that move `[N]`, it makes the
+shift that is allowed, and says which vertices lie at thin places."""
 
 _THIN = 0.02
 """Least height of a triangle, relative to its longest side."""
@@ -80,12 +84,13 @@ def without_folding(points: Doubles, shift: Doubles, faces: Faces) -> Doubles:
     return points
 
 
-def unfolded(patch: Patch, passes: int, least: float = 0.0) -> Patch:
+def unfolded(patch: Patch, passes: int, hold: Hold | None = None) -> Patch:
     """Draws corners of triangles that face away from the surface around them, or are next to nothing, to their middle.
 
     Args:
         patch: with the position in the first three columns of its state.
         passes: at most so many; it ends when nothing is folded.
+        hold: what limits the moves.
     """
     for _ in range(passes):
         points = patch.points
@@ -95,18 +100,15 @@ def unfolded(patch: Patch, passes: int, least: float = 0.0) -> Patch:
         state = patch.state.copy()
         shift = (neighbor_means(points, patch.edges[0]) - points) / 2
         shift[~around] = 0
-        if least > 0:
-            normals = smooth_normals(points, patch.faces).astype(np.float64)
-            shift = thin_places(points, patch.faces, normals, least, around).kept(points, shift, ~patch.frozen[:, None])
-        state[:, :3] = points + shift
+        state[:, :3] = points + (shift if hold is None else hold(patch, shift, around)[0])
         patch = patch.with_state(state)
     return patch
 
 
-def mended(patch: Patch, least: float = 0.0) -> Patch:
+def mended(patch: Patch, hold: Hold | None = None) -> Patch:
     """Closed, and without a folded triangle wherever vertices are free: smoothed first, cut out where that fails."""
     for attempt in range(_ROUNDS):
-        patch = unfolded(patch, _PASSES, least)
+        patch = unfolded(patch, _PASSES, hold)
         points = patch.state[:, :3]
         # Files keep positions as float32: vertices must not fall together there.
         single = points.astype(np.float32).astype(np.float64)

@@ -55,23 +55,22 @@ class ThinPlaces:
             points: `[N, 3]`; shift: `[N, 3]`.
             freedom: share of the change that a vertex may follow, `[N, 1]`.
         """
-        shifted, sums, total = points + shift, np.empty_like(points), np.empty(len(points))
+        start = points + shift
+        shifted, sums, total = start.copy(), np.empty_like(points), np.empty(len(points))
         for _ in range(_PASSES):
             if not thickness_kernels.keep_apart(
                 shifted, self.faces, self.normals, self.hit, self.weights, self.least, sums, total
             ):
-                return shift
-        changed: Doubles = shift + freedom * (shifted - points - shift)
+                break
+        changed: Doubles = shift + freedom * (shifted - start)
         return changed
 
 
-def thin_places(
-    points: Doubles, faces: Faces, normals: Doubles, least: float, chosen: NDArray[np.bool_] | None = None
-) -> ThinPlaces:
-    """Finds what lies opposite of every vertex along its normal, inside the solid.
+def thin_places(points: Doubles, faces: Faces, normals: Doubles, chosen: NDArray[np.bool_], least: float) -> ThinPlaces:
+    """Finds what lies opposite of chosen vertices along its normal, inside the solid.
 
     Args:
-        points: `[N, 3]`; faces: `[M, 3]`; normals: unit `[N, 3]`.
+        points: `[N, 3]`; faces: `[M, 3]`; normals: unit `[N, 3]`; chosen: `[N]`.
         least: thickness to keep, in world units; opposite sides are looked for up to so many times farther.
     """
     reach, crossed = _REACH * least, np.empty((len(faces), 3))
@@ -87,7 +86,6 @@ def thin_places(
     listed = np.empty(int(starts[-1]), np.int32)
     thickness_kernels.list_cells(points, faces, low, size, shape, starts, listed)
     hit, weights = np.empty(len(points), np.int64), np.zeros((len(points), 3))
-    chosen = np.ones(len(points), np.bool_) if chosen is None else chosen
     thickness_kernels.find_opposite(
         points, faces, crossed, normals, chosen, reach, _OPPOSED, low, size, shape, starts, listed, bounds, hit, weights
     )
