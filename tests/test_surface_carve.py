@@ -99,9 +99,11 @@ def test_passes_over_meshes_give_what_numpy_gives() -> None:
     assert (edges == wanted).all()
     assert (sides == inverse.reshape(-1, 3)).all()
     crossed = np.cross(points[faces[:, 1]] - points[faces[:, 0]], points[faces[:, 2]] - points[faces[:, 0]])
-    normals = np.stack([np.bincount(faces.reshape(-1), np.repeat(crossed[:, i], 3)) for i in range(3)], axis=1)
-    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
     length = np.linalg.norm(crossed, axis=1)
+    angles = trimesh.Trimesh(points, faces, process=False).face_angles
+    weighted = angles[..., None] * (crossed / length[:, None])[:, None]
+    normals = np.stack([np.bincount(faces.reshape(-1), weighted[..., i].reshape(-1)) for i in range(3)], axis=1)
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
     away = (crossed[:, None] * normals[faces]).sum(axis=(1, 2)) <= 0.05 * length
     longest = np.linalg.norm(points[faces] - points[np.roll(faces, -1, axis=1)], axis=2).max(axis=1)
     assert (folded(points, faces) == (away | (length <= 0.02 * longest**2))).all()

@@ -28,7 +28,9 @@ _SPREAD, _LEAST_PIXELS = 0.02, 4
 _SHORTER = 0.6
 
 
-def flattened(patch: Patch, maps: NormalMaps, freedom: int, rounds: int, shortest: float, hold: Hold) -> Patch:
+def flattened(
+    patch: Patch, maps: NormalMaps, freedom: int, rounds: int, shortest: float, hold: Hold | None = None
+) -> Patch:
     """Moves vertices until the triangles have the normals that the maps show, and refines the mesh at creases.
 
     Args:
@@ -44,8 +46,10 @@ def flattened(patch: Patch, maps: NormalMaps, freedom: int, rounds: int, shortes
         wanted, mixed = wanted_normals(points, faces, maps)
         for _ in range(_PASSES):
             shift = patch.state[:, freedom, None] * _towards(points, faces, wanted)
+            if hold is not None:
+                shift, _ = hold(patch, shift)
             state = patch.state.copy()
-            state[:, :3] = points = without_folding(points, hold(patch, shift)[0], faces)
+            state[:, :3] = points = without_folding(points, shift, faces)
             patch = patch.with_state(state)
         if number < rounds - 2 and mixed.any():
             corners = np.unique(faces[mixed])

@@ -17,8 +17,8 @@ from maquette.surface.manifold import Doubles, Faces, same_rows, topology, uniqu
 from maquette.surface.remesh import Patch, remeshed
 
 Hold = Callable[..., tuple[Doubles, NDArray[np.bool_]]]
-"""What limits every move: of a patch, a shift of its vertices `[N, 3]` and, at will, those that move `[N]`, it makes the
-shift that is allowed, and says which vertices lie at thin places."""
+"""What limits moves: of a patch, a shift of its vertices `[N, 3]` and, at will, those that move `[N]`, it makes the
+allowed shift, and says which vertices lie at thin places `[N]`."""
 
 _THIN = 0.02
 """Least height of a triangle, relative to its longest side."""
