@@ -90,8 +90,11 @@ def test_the_rim_of_a_sheet_is_no_fold_however_it_is_cut() -> None:
     faces = np.array([(b, a, 8) for a, b in around] + [(a, b, 9) for a, b in around])
     assert topology(points, faces).volume > 0
     assert not folded(points, faces).any()
-    pulled = points.copy()
-    pulled[8, 0] = 1.4
+    assert folded(points, faces, np.zeros(len(points), bool)).any()
+    slab = box((1, 0.1, 0.7), (0, 0, 0), 4)
+    pulled, faces = np.asarray(slab.vertices).copy(), np.asarray(slab.faces)
+    assert not folded(pulled, faces).any()
+    pulled[np.linalg.norm(pulled - [0.1, 0.05, 0.1], axis=1).argmin(), 0] += 0.15
     assert folded(pulled, faces).any()
 
 

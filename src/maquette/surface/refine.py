@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -24,13 +22,13 @@ from maquette.raster.mesh import rasterize_mesh
 from maquette.raster.shading import antialias, interpolate, surface_weights
 from maquette.surface import mesh_kernels
 from maquette.surface.flatten import flattened
-from maquette.surface.folds import Hold, cut_folds, mended, neighbor_means, unfolded, without_turning
+from maquette.surface.folds import cut_folds, mended, neighbor_means, unfolded, without_turning
 from maquette.surface.fusion import smooth_normals
 from maquette.surface.manifold import Doubles, Faces, separate_sheets, topology, unique_edges
 from maquette.surface.normal_maps import NormalMaps
 from maquette.surface.refine_kernels import advance
 from maquette.surface.remesh import Patch, remeshed
-from maquette.surface.thickness import thin_places
+from maquette.surface.thickness import ThinGuard
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
@@ -52,8 +50,8 @@ _THICKNESS = 0.25
 """Least thickness, relative to the smallest wanted edge: what is thinner would cross itself in a step."""
 _REMEMBERED = 0.8
 """Share of what was known before in what is known of how well the maps show a place."""
-_CONFIRMED, _ALIKE = 0.1, 0.5
-"""Places count as shown by the maps from so much on; least cosine of normals that confirm each other."""
+_ALIKE = 0.5
+"""Least cosine of normals that confirm each other."""
 _MEND_FROM, _MEND_EVERY = 0.3, 25
 """From this share of the steps on, every so many of them, pieces that have shrunk to nothing are cut out."""
 
@@ -127,7 +125,7 @@ def refine(
     patch, scale = _start(mesh, options)
     if region is not None:
         patch = _restricted(patch, maps.cameras.to("cpu"), region, region_view)
-    hold = partial(_apart, least=_THICKNESS * options.edge_lengths[0] * scale)
+    guard = ThinGuard(_THICKNESS * options.edge_lengths[0] * scale, _FREEDOM, _SHOWN)
     generator = torch.Generator().manual_seed(options.seed)
     small = maps.halved() if min(maps.cameras.height, maps.cameras.width) >= _SMALL_PX else maps
     wanted = torch.cat([small.normals * small.alpha[..., None], small.alpha[..., None]], dim=-1)
@@ -137,15 +135,15 @@ def refine(
         views = torch.randperm(maps.cameras.batch_shape[0], generator=generator)[: options.views_per_step]
         gradient, shown = _gradient(patch, small.cameras[views], wanted[views], flat=share >= _FLAT_FROM)
         patch.state[:, _SHOWN] += (1 - _REMEMBERED) * (_at_vertices(shown, patch) - patch.state[:, _SHOWN])
-        patch = _moved(patch, gradient, step + 1, rate, options, _edge_limits(options, share, scale), hold)
-        patch = unfolded(remeshed(patch), 1, hold)
+        patch = _moved(patch, gradient, step + 1, rate, options, _edge_limits(options, share, scale), guard)
+        patch = unfolded(remeshed(patch), 1, guard)
         if share >= _MEND_FROM and step % _MEND_EVERY == 0:
-            patch = cut_folds(patch, 0)
+            patch = cut_folds(patch, 0, guard)
         if progress is not None:
             progress(step + 1, options.steps)
-    patch = mended(patch, hold)
-    patch = flattened(patch, maps, _FREEDOM, options.flatten, _CREASES * options.edge_lengths[0] * scale, hold)
-    patch = mended(patch, hold)
+    patch = mended(patch, guard)
+    patch = flattened(patch, maps, _FREEDOM, options.flatten, _CREASES * options.edge_lengths[0] * scale, guard)
+    patch = mended(patch, guard)
     points, faces = patch.state[:, _POSITION], patch.faces
     return Mesh(
         torch.from_numpy(points).float(), torch.from_numpy(faces), torch.from_numpy(smooth_normals(points, faces))
@@ -274,7 +272,7 @@ def _edge_limits(options: RefineOptions, share: float, scale: float) -> tuple[fl
 
 def _moved(
     patch: Patch, gradient: Doubles, step: int, rate: float, options: RefineOptions, limits: tuple[float, float],
-    hold: Hold,
+    guard: ThinGuard,
 ) -> Patch:  # fmt: skip
     """One step of the optimizer."""
     state, points, shift = patch.state.copy(), patch.points, np.empty((len(patch.state), 3))
@@ -283,31 +281,10 @@ def _moved(
     parts = np.array([(1 - moment) / (1 - moment**step) for moment in _MOMENTS])
     pace = rate * min(1.0, step * (1 - _MOMENTS[0]))
     advance(state, gradient, options.laplacian, mean, middle, normals, parts, pace, *limits, shift)
-    shift, near = hold(patch, shift)
+    shift, near = guard.limited(patch, shift)
     state[near, _LENGTH] = np.minimum(state[near, _LENGTH], _FINE * limits[0])
     state[:, _POSITION] = without_turning(points, shift, patch.faces)
     return patch.with_state(state)
-
-
-def _apart(
-    patch: Patch, shift: Doubles, chosen: NDArray[np.bool_] | None = None, *, least: float
-) -> tuple[Doubles, NDArray[np.bool_]]:
-    """The shift without what would make places that the maps show thinner than allowed, and the vertices there.
-
-    Args:
-        patch: the surface; shift: `[N, 3]`.
-        chosen: vertices that move, `[N]`; all when None.
-        least: thickness.
-    """
-    points, confirmed = patch.points, patch.state[:, _SHOWN] > _CONFIRMED
-    if chosen is not None:
-        confirmed &= chosen
-    normals = smooth_normals(points, patch.faces).astype(np.float64)
-    thin = thin_places(points, patch.faces, normals, confirmed, least)
-    # A fin of the start that the maps do not show may go: both of its sides must be confirmed.
-    opposite = (patch.state[:, _SHOWN][patch.faces[thin.hit]] * thin.weights).sum(axis=1)
-    thin.hit[opposite <= _CONFIRMED] = -1
-    return thin.kept(points, shift, patch.state[:, _FREEDOM, None]), thin.near()
 
 
 def _at_vertices(values: Doubles, patch: Patch) -> Doubles:

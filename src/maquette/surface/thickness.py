@@ -13,10 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maquette.surface import mesh_kernels, thickness_kernels
+from maquette.surface.fusion import smooth_normals
 from maquette.surface.manifold import Doubles, Faces
+from maquette.surface.remesh import Patch
 
 _OPPOSED = 0.3
 """Least cosine between a way through the solid and the normal where it leaves."""
+_CONFIRMED = 0.1
+"""A place counts as shown by the maps from so much on."""
 _MOST_CELLS = 128
 """Along an axis of the grid."""
 _REACH = 6.0
@@ -90,3 +94,43 @@ def thin_places(points: Doubles, faces: Faces, normals: Doubles, chosen: NDArray
         points, faces, crossed, normals, chosen, reach, _OPPOSED, low, size, shape, starts, listed, bounds, hit, weights
     )
     return ThinPlaces(faces, normals, hit, weights, least)
+
+
+@dataclass(frozen=True)
+class ThinGuard:
+    """Keeps places thick enough while the vertices of a patch move.
+
+    Only where the maps confirm both sides: a fin of the start that they do not show may shrink, and be cut out.
+
+    Attributes:
+        least: thickness to keep, in world units.
+        freedom, shown: columns of the state: share of the way that a vertex may move, 0..1, and how well the maps show
+            the surface there, from -1 for not at all to 1.
+    """
+
+    least: float
+    freedom: int
+    shown: int
+
+    def confirmed(self, patch: Patch) -> NDArray[np.bool_]:
+        """Vertices where the maps show the surface, `[N]`."""
+        confirmed: NDArray[np.bool_] = patch.state[:, self.shown] > _CONFIRMED
+        return confirmed
+
+    def limited(
+        self, patch: Patch, shift: Doubles, chosen: NDArray[np.bool_] | None = None
+    ) -> tuple[Doubles, NDArray[np.bool_]]:
+        """The shift without what would make confirmed places thinner than allowed, and the vertices at thin places.
+
+        Args:
+            patch: the surface before; shift: `[N, 3]`.
+            chosen: vertices that move, `[N]`; all when None.
+        """
+        points, confirmed, shown = patch.points, self.confirmed(patch), patch.state[:, self.shown]
+        if chosen is not None:
+            confirmed &= chosen
+        normals = smooth_normals(points, patch.faces).astype(np.float64)
+        thin = thin_places(points, patch.faces, normals, confirmed, self.least)
+        opposite = (shown[patch.faces[thin.hit]] * thin.weights).sum(axis=1)
+        thin.hit[opposite <= _CONFIRMED] = -1
+        return thin.kept(points, shift, patch.state[:, self.freedom, None]), thin.near()
