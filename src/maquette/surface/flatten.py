@@ -45,7 +45,7 @@ def flattened(
     for number in range(rounds):
         faces, points = patch.faces, patch.state[:, :3].copy()
         wanted, mixed = wanted_normals(points, faces, maps)
-        trusted = None if guard is None else guard.confirmed(patch)
+        trusted = None if guard is None else guard.sheets(patch)
         for _ in range(_PASSES):
             shift = patch.state[:, freedom, None] * _towards(points, faces, wanted)
             if guard is not None:

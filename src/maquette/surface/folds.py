@@ -53,10 +53,15 @@ def folded(points: Doubles, faces: Faces, trusted: NDArray[np.bool_] | None = No
     points = np.ascontiguousarray(points)
     crossed, by_area, by_angle = cross_products(points, faces), np.zeros((len(points), 3)), np.zeros((len(points), 3))
     mesh_kernels.corner_sums(faces, crossed, by_area)
-    mesh_kernels.angle_sums(points, faces, crossed, by_angle)
-    trusted = np.ones(len(points), np.bool_) if trusted is None else trusted
-    wrong = np.empty(len(faces), np.bool_)
-    mesh_kernels.mark_folded(points, faces, crossed, by_area, by_angle, trusted, _AGREE, _THIN, wrong)
+    wrong, still = np.empty(len(faces), np.bool_), np.empty(len(faces), np.bool_)
+    mesh_kernels.mark_folded(points, faces, crossed, by_area, _AGREE, _THIN, wrong)
+    doubtful = np.flatnonzero(wrong)
+    if trusted is not None:
+        doubtful = doubtful[trusted[faces[doubtful]].all(axis=1)]
+    if len(doubtful):
+        mesh_kernels.angle_sums(points, faces, crossed, by_angle)
+        mesh_kernels.mark_folded(points, faces, crossed, by_angle, _AGREE, _THIN, still)
+        wrong[doubtful] = still[doubtful]
     return wrong
 
 
@@ -115,7 +120,7 @@ def unfolded(patch: Patch, passes: int, guard: ThinGuard | None = None) -> Patch
 
 
 def _trusted(patch: Patch, guard: ThinGuard | None) -> NDArray[np.bool_] | None:
-    return None if guard is None else guard.confirmed(patch)
+    return None if guard is None else guard.sheets(patch)
 
 
 def mended(patch: Patch, guard: ThinGuard | None = None) -> Patch:

@@ -160,52 +160,34 @@ def edges_of(faces: Array, count: int, edges: Array, sides: Array) -> int:
 
 
 @compiled()
-def _agreement(faces: Array, face: int, crossed: Array, sums: Array, norms: Array) -> float:
-    """Sum over a triangle's corners of its cross product times the unit vectors along `sums` `[N, 3]`."""
-    total = 0.0
-    for corner in range(3):
-        here, along = faces[face, corner], 0.0
-        for axis in range(3):
-            along += crossed[face, axis] * sums[here, axis]
-        total += along / norms[here]
-    return total
-
-
-@compiled()
-def _norms(sums: Array) -> Array:
-    norms = np.empty(len(sums))
-    for vertex in range(len(sums)):
-        norms[vertex] = max(np.sqrt(sums[vertex, 0] ** 2 + sums[vertex, 1] ** 2 + sums[vertex, 2] ** 2), 1e-300)
-    return norms
-
-
-@compiled()
 def mark_folded(
-    points: Array, faces: Array, crossed: Array, by_area: Array, by_angle: Array, trusted: Array, agree: float,
-    thin: float, wrong: Array,
-) -> None:  # fmt: skip
-    """Marks triangles that face away from their corners' normals, or whose height is next to nothing.
+    points: Array, faces: Array, crossed: Array, sums: Array, agree: float, thin: float, wrong: Array
+) -> int:
+    """Marks triangles that face away from their corners' normals, or whose height is next to nothing; their number.
 
     Args:
         points: `[N, 3]`; faces: `[M, 3]`.
-        crossed: cross products of the triangles `[M, 3]`; by_area, by_angle: sums at the vertices `[N, 3]`.
-        trusted: vertices `[N]`; a triangle of theirs must face away from both normals, others from those by area.
+        crossed: cross products of the triangles `[M, 3]`; sums: of them at the vertices `[N, 3]`.
         agree: least mean cosine, times three; thin: least height relative to the longest side.
         wrong: result `[M]`.
     """
-    area_norms, angle_norms = _norms(by_area), _norms(by_angle)
+    norms, number = np.empty(len(sums)), 0
+    for vertex in range(len(sums)):
+        norms[vertex] = max(np.sqrt(sums[vertex, 0] ** 2 + sums[vertex, 1] ** 2 + sums[vertex, 2] ** 2), 1e-300)
     for face in range(len(faces)):
-        longest, a, b, c = 0.0, faces[face, 0], faces[face, 1], faces[face, 2]
+        dot, longest = 0.0, 0.0
         length = np.sqrt(crossed[face, 0] ** 2 + crossed[face, 1] ** 2 + crossed[face, 2] ** 2)
         for corner in range(3):
-            here, after, side = faces[face, corner], faces[face, (corner + 1) % 3], 0.0
+            here, after = faces[face, corner], faces[face, (corner + 1) % 3]
+            along, side = 0.0, 0.0
             for axis in range(3):
+                along += crossed[face, axis] * sums[here, axis]
                 side += (points[here, axis] - points[after, axis]) ** 2
+            dot += along / norms[here]
             longest = max(longest, side)
-        away = _agreement(faces, face, crossed, by_area, area_norms) <= agree * length
-        if away and trusted[a] and trusted[b] and trusted[c]:
-            away = _agreement(faces, face, crossed, by_angle, angle_norms) <= agree * length
-        wrong[face] = away or length <= thin * longest
+        wrong[face] = dot <= agree * length or length <= thin * longest
+        number += wrong[face]
+    return number
 
 
 @compiled()

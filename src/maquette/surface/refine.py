@@ -37,7 +37,7 @@ _MOMENTS = (0.8, 0.8)
 _LAST_RATE = 0.15
 _FINE, _FINE_FROM = 2.0, 0.7
 """From this share of the steps on, no edge is wanted longer than so many times the smallest one."""
-_POSITION, _FREEDOM, _SHOWN, _LENGTH = slice(0, 3), 8, 9, 10
+_POSITION, _FREEDOM, _SHOWN, _THIN, _LENGTH = slice(0, 3), 8, 9, 10, 11
 """Columns of the state that this module looks at; `refine_kernels.advance` lists all."""
 _SMALL_PX = 512
 """Maps of at least so many pixels are halved for the steps; the last stage takes them whole."""
@@ -49,8 +49,8 @@ _CREASES = 0.5
 _THICKNESS = 0.25
 """Least thickness, relative to the smallest wanted edge: what is thinner would cross itself in a step."""
 _REMEMBERED = 0.8
-"""Share of what was known before in what is known of how well the maps show a place."""
-_ALIKE = 0.5
+"""Share of what was known before in what is known of a place: whether the maps show it, and whether it is thin."""
+_ALIKE = 0.3
 """Least cosine of normals that confirm each other."""
 _MEND_FROM, _MEND_EVERY = 0.3, 25
 """From this share of the steps on, every so many of them, pieces that have shrunk to nothing are cut out."""
@@ -125,7 +125,7 @@ def refine(
     patch, scale = _start(mesh, options)
     if region is not None:
         patch = _restricted(patch, maps.cameras.to("cpu"), region, region_view)
-    guard = ThinGuard(_THICKNESS * options.edge_lengths[0] * scale, _FREEDOM, _SHOWN)
+    guard = ThinGuard(_THICKNESS * options.edge_lengths[0] * scale, _FREEDOM, _SHOWN, _THIN)
     generator = torch.Generator().manual_seed(options.seed)
     small = maps.halved() if min(maps.cameras.height, maps.cameras.width) >= _SMALL_PX else maps
     wanted = torch.cat([small.normals * small.alpha[..., None], small.alpha[..., None]], dim=-1)
@@ -282,6 +282,7 @@ def _moved(
     pace = rate * min(1.0, step * (1 - _MOMENTS[0]))
     advance(state, gradient, options.laplacian, mean, middle, normals, parts, pace, *limits, shift)
     shift, near = guard.limited(patch, shift)
+    state[:, _THIN] += (1 - _REMEMBERED) * (near - state[:, _THIN])
     state[near, _LENGTH] = np.minimum(state[near, _LENGTH], _FINE * limits[0])
     state[:, _POSITION] = without_turning(points, shift, patch.faces)
     return patch.with_state(state)

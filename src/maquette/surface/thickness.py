@@ -24,7 +24,9 @@ _CONFIRMED = 0.1
 _MOST_CELLS = 128
 """Along an axis of the grid."""
 _REACH = 6.0
+"""How far to look for the opposite side, in least thicknesses: a step of either side may be longer than one."""
 _PASSES = 3
+"""Of moving apart: what is pushed from one place may come too near at another."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,12 @@ class ThinPlaces:
     least: float
 
     def near(self) -> NDArray[np.bool_]:
-        """Vertices that lie at a thin place: those with something opposite, and the corners of that, `[N]`."""
+        """Vertices at thin places: those with something opposite, the corners of that, and all around, `[N]`."""
         found = self.hit >= 0
         near = found.copy()
         near[self.faces[self.hit[found]].reshape(-1)] = True
+        # One triangle more, for the normals at a rim lead along the sheet and meet nothing.
+        near[self.faces[near[self.faces].any(axis=1)].reshape(-1)] = True
         return near
 
     def kept(self, points: Doubles, shift: Doubles, freedom: Doubles | float = 1.0) -> Doubles:
@@ -75,7 +79,7 @@ def thin_places(points: Doubles, faces: Faces, normals: Doubles, chosen: NDArray
 
     Args:
         points: `[N, 3]`; faces: `[M, 3]`; normals: unit `[N, 3]`; chosen: `[N]`.
-        least: thickness to keep, in world units; opposite sides are looked for up to so many times farther.
+        least: thickness to keep, in world units; opposite sides are looked for up to six times as far.
     """
     reach, crossed = _REACH * least, np.empty((len(faces), 3))
     mesh_kernels.cross(points, faces, crossed)
@@ -104,18 +108,19 @@ class ThinGuard:
 
     Attributes:
         least: thickness to keep, in world units.
-        freedom, shown: columns of the state: share of the way that a vertex may move, 0..1, and how well the maps show
-            the surface there, from -1 for not at all to 1.
+        freedom, shown, thin: columns of the state: share of the way that a vertex may move, 0..1, how well the maps
+            show the surface there, from -1 for not at all to 1, and how surely the place is thin, 0..1.
     """
 
     least: float
     freedom: int
     shown: int
+    thin: int
 
-    def confirmed(self, patch: Patch) -> NDArray[np.bool_]:
-        """Vertices where the maps show the surface, `[N]`."""
-        confirmed: NDArray[np.bool_] = patch.state[:, self.shown] > _CONFIRMED
-        return confirmed
+    def sheets(self, patch: Patch) -> NDArray[np.bool_]:
+        """Vertices of thin places whose sides the maps confirm, `[N]`."""
+        sheets: NDArray[np.bool_] = patch.state[:, self.thin] > _CONFIRMED
+        return sheets
 
     def limited(
         self, patch: Patch, shift: Doubles, chosen: NDArray[np.bool_] | None = None
@@ -126,7 +131,8 @@ class ThinGuard:
             patch: the surface before; shift: `[N, 3]`.
             chosen: vertices that move, `[N]`; all when None.
         """
-        points, confirmed, shown = patch.points, self.confirmed(patch), patch.state[:, self.shown]
+        points, shown = patch.points, patch.state[:, self.shown]
+        confirmed = shown > _CONFIRMED
         if chosen is not None:
             confirmed &= chosen
         normals = smooth_normals(points, patch.faces).astype(np.float64)
