@@ -110,10 +110,10 @@ def scene(slab: float, rod: float, cuts: int) -> tuple[trimesh.Trimesh, list[tri
 
 def test_thin_parts_stay_when_pictures_show_them() -> None:
     start, _ = scene(0.05, 0.07, 4)
-    truth, parts = scene(0.004, 0.03, 0)
+    truth, parts = scene(0.004, 0.05, 0)
     cameras = Cameras.orbit([45.0 * i for i in range(8)], [-30.0, 45.0] * 4, height=128, width=128)
     first = Mesh(torch.tensor(np.asarray(start.vertices)).float(), torch.tensor(np.asarray(start.faces)).long())
-    made = refine(first, maps_of(truth, cameras), RefineOptions(steps=40, edge_lengths=(0.03, 0.15)))
+    made = refine(first, maps_of(truth, cameras), RefineOptions(steps=40, edge_lengths=(0.05, 0.15)))
     points, faces = made.vertices.double().numpy(), made.faces.numpy()
     assert topology(points, faces).watertight and not folded(points, faces).any()
     solids = trimesh.Trimesh(points, faces, process=False).split(only_watertight=False)

@@ -50,7 +50,7 @@ _THICKNESS = 0.25
 """Least thickness, relative to the smallest wanted edge: what is thinner would cross itself in a step."""
 _REMEMBERED = 0.8
 """Share of what was known before in what is known of a place: whether the maps show it, and whether it is thin."""
-_ALIKE = 0.3
+_ALIKE = 0.8
 """Least cosine of normals that confirm each other."""
 _MEND_FROM, _MEND_EVERY = 0.3, 25
 """From this share of the steps on, every so many of them, pieces that have shrunk to nothing are cut out."""

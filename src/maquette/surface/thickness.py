@@ -19,8 +19,10 @@ from maquette.surface.remesh import Patch
 
 _OPPOSED = 0.3
 """Least cosine between a way through the solid and the normal where it leaves."""
-_CONFIRMED = 0.1
+_CONFIRMED = 0.3
 """A place counts as shown by the maps from so much on."""
+_LASTING = 0.8
+"""A place counts as a sheet from so much on: it must have been thin, and shown, for several steps."""
 _MOST_CELLS = 128
 """Along an axis of the grid."""
 _REACH = 6.0
@@ -119,7 +121,7 @@ class ThinGuard:
 
     def sheets(self, patch: Patch) -> NDArray[np.bool_]:
         """Vertices of thin places whose sides the maps confirm, `[N]`."""
-        sheets: NDArray[np.bool_] = patch.state[:, self.thin] > _CONFIRMED
+        sheets: NDArray[np.bool_] = patch.state[:, self.thin] > _LASTING
         return sheets
 
     def limited(
@@ -129,12 +131,14 @@ class ThinGuard:
 
         Args:
             patch: the surface before; shift: `[N, 3]`.
-            chosen: vertices that move, `[N]`; all when None.
+            chosen: vertices that move, `[N]`: of them, only those of sheets are looked at; all when None.
         """
         points, shown = patch.points, patch.state[:, self.shown]
         confirmed = shown > _CONFIRMED
         if chosen is not None:
-            confirmed &= chosen
+            confirmed &= chosen & self.sheets(patch)
+        if not confirmed.any():
+            return shift, confirmed
         normals = smooth_normals(points, patch.faces).astype(np.float64)
         thin = thin_places(points, patch.faces, normals, confirmed, self.least)
         opposite = (shown[patch.faces[thin.hit]] * thin.weights).sum(axis=1)
