@@ -150,14 +150,14 @@ def test_edges_are_found_once() -> None:
 @pytest.mark.parametrize("step", [1, 7])
 def test_step_of_the_optimizer(step: int) -> None:
     generator = np.random.default_rng(step)
-    state = generator.normal(size=(50, 10))
-    state[:, (3, 4, 9)] = generator.uniform(0.05, 1, (50, 3))
+    state = generator.normal(size=(50, 12))
+    state[:, (3, 4, 11)] = generator.uniform(0.05, 1, (50, 3))
     state[:, 8] = generator.uniform(0, 1, 50)
     gradient, middle, normals = generator.normal(0, 3, (50, 3)), *generator.normal(size=(2, 50, 3))
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
     parts, pull, pace = np.array([0.2 / (1 - 0.8**step), 0.3 / (1 - 0.7**step)]), 0.4, 0.25
     size = 1.5
-    points, speed, freedom, length = state[:, :3], state[:, 4:5], state[:, 8:9], state[:, 9:]
+    points, speed, freedom, length = state[:, :3], state[:, 4:5], state[:, 8:9], state[:, 11:]
     pulled = gradient + pull * size * speed * (points - middle)
     limit = 10 * np.abs(state[:, 5:8]) + 1e-30
     pulled = pulled.clip(-limit, limit) if step > 1 else pulled
@@ -169,7 +169,7 @@ def test_step_of_the_optimizer(step: int) -> None:
     wanted = freedom * (-pace * length * velocity + 0.05 * level)
     after = state.copy()
     after[:, 3], after[:, 4], after[:, 5:8] = squares, np.linalg.norm(velocity, axis=1), mean
-    after[:, 9] = (state[:, 9] * (1 + 0.1 * (after[:, 4] - 0.3))).clip(0.1, 0.9)
+    after[:, 11] = (state[:, 11] * (1 + 0.1 * (after[:, 4] - 0.3))).clip(0.1, 0.9)
     shift = np.empty((50, 3))
     refine_kernels.advance(state, gradient, pull, size, middle, normals, parts, pace, 0.1, 0.9, shift)
     np.testing.assert_allclose(state, after, rtol=1e-12)
