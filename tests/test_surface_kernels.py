@@ -182,8 +182,9 @@ def test_gradient_of_flat_shading_is_that_of_an_index() -> None:
     cameras = CAMERAS[views]
     wanted = torch.cat([maps.normals[views], maps.alpha[views][..., None]], dim=-1)
     patch = patch_of(points, faces, np.ones(len(points)))
-    gradient = refine._gradient(patch, cameras, wanted, flat=True)
-    assert (refine._gradient(patch, cameras, wanted, flat=True) == gradient).all()
+    gradient, confirmed = refine._gradient(patch, cameras, wanted, flat=True)
+    again, confirmed_again = refine._gradient(patch, cameras, wanted, flat=True)
+    assert (again == gradient).all() and (confirmed_again == confirmed).all()
     vertices, corners = torch.from_numpy(points).float().requires_grad_(), torch.from_numpy(faces)
     a, b, c = vertices[corners].unbind(1)
     fragments = rasterize_mesh(vertices, corners, cameras)
@@ -193,6 +194,11 @@ def test_gradient_of_flat_shading_is_that_of_an_index() -> None:
     (antialias(picture, vertices, corners, cameras, fragments) - wanted).abs().mean().backward()
     assert vertices.grad is not None and float(vertices.grad.abs().max()) > 0
     torch.testing.assert_close(torch.from_numpy(gradient).float(), vertices.grad, rtol=1e-4, atol=1e-8)
+    ids = fragments.triangle_id[seen[..., 0]]
+    alike = (picture[seen[..., 0]][:, :3] * wanted[seen[..., 0]][:, :3]).sum(dim=1).detach() > 0.8
+    for row, which in enumerate(([1, -1], [1, 1])):
+        votes = torch.where(alike, which[0], which[1]).double().numpy()
+        np.testing.assert_array_equal(confirmed[:, row], np.bincount(ids.numpy(), votes, len(faces)))
 
 
 def test_corners_of_triangles_that_turn_stay_behind() -> None:
