@@ -99,12 +99,19 @@ def test_passes_over_meshes_give_what_numpy_gives() -> None:
     assert (edges == wanted).all()
     assert (sides == inverse.reshape(-1, 3)).all()
     crossed = np.cross(points[faces[:, 1]] - points[faces[:, 0]], points[faces[:, 2]] - points[faces[:, 0]])
-    normals = np.stack([np.bincount(faces.reshape(-1), np.repeat(crossed[:, i], 3)) for i in range(3)], axis=1)
-    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
     length = np.linalg.norm(crossed, axis=1)
-    away = (crossed[:, None] * normals[faces]).sum(axis=(1, 2)) <= 0.05 * length
+    angles = trimesh.Trimesh(points, faces, process=False).face_angles
+    away = []
+    for weighted in (np.repeat(crossed[:, None], 3, 1), angles[..., None] * (crossed / length[:, None])[:, None]):
+        normals = np.stack([np.bincount(faces.reshape(-1), weighted[..., i].reshape(-1)) for i in range(3)], axis=1)
+        normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+        away.append((crossed[:, None] * normals[faces]).sum(axis=(1, 2)) <= 0.05 * length)
     longest = np.linalg.norm(points[faces] - points[np.roll(faces, -1, axis=1)], axis=2).max(axis=1)
-    assert (folded(points, faces) == (away | (length <= 0.02 * longest**2))).all()
+    flat = length <= 0.02 * longest**2
+    assert (folded(points, faces) == (away[0] & away[1] | flat)).all()
+    trusted = points[:, 0] > 0
+    assert (folded(points, faces, trusted) == (away[0] & (away[1] | ~trusted[faces].all(axis=1)) | flat)).all()
+    assert (away[0] & ~away[1]).any()
     assert 0 < folded(points, faces).sum() < len(faces)
     rows = np.random.default_rng(2).integers(0, 4, (200, 3)).astype(np.float64)
     assert (same_rows(rows) == np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1)).all()

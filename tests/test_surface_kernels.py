@@ -150,14 +150,14 @@ def test_edges_are_found_once() -> None:
 @pytest.mark.parametrize("step", [1, 7])
 def test_step_of_the_optimizer(step: int) -> None:
     generator = np.random.default_rng(step)
-    state = generator.normal(size=(50, 10))
-    state[:, (3, 4, 9)] = generator.uniform(0.05, 1, (50, 3))
+    state = generator.normal(size=(50, 12))
+    state[:, (3, 4, 11)] = generator.uniform(0.05, 1, (50, 3))
     state[:, 8] = generator.uniform(0, 1, 50)
     gradient, middle, normals = generator.normal(0, 3, (50, 3)), *generator.normal(size=(2, 50, 3))
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
     parts, pull, pace = np.array([0.2 / (1 - 0.8**step), 0.3 / (1 - 0.7**step)]), 0.4, 0.25
     size = 1.5
-    points, speed, freedom, length = state[:, :3], state[:, 4:5], state[:, 8:9], state[:, 9:]
+    points, speed, freedom, length = state[:, :3], state[:, 4:5], state[:, 8:9], state[:, 11:]
     pulled = gradient + pull * size * speed * (points - middle)
     limit = 10 * np.abs(state[:, 5:8]) + 1e-30
     pulled = pulled.clip(-limit, limit) if step > 1 else pulled
@@ -169,7 +169,7 @@ def test_step_of_the_optimizer(step: int) -> None:
     wanted = freedom * (-pace * length * velocity + 0.05 * level)
     after = state.copy()
     after[:, 3], after[:, 4], after[:, 5:8] = squares, np.linalg.norm(velocity, axis=1), mean
-    after[:, 9] = (state[:, 9] * (1 + 0.1 * (after[:, 4] - 0.3))).clip(0.1, 0.9)
+    after[:, 11] = (state[:, 11] * (1 + 0.1 * (after[:, 4] - 0.3))).clip(0.1, 0.9)
     shift = np.empty((50, 3))
     refine_kernels.advance(state, gradient, pull, size, middle, normals, parts, pace, 0.1, 0.9, shift)
     np.testing.assert_allclose(state, after, rtol=1e-12)
@@ -182,8 +182,9 @@ def test_gradient_of_flat_shading_is_that_of_an_index() -> None:
     cameras = CAMERAS[views]
     wanted = torch.cat([maps.normals[views], maps.alpha[views][..., None]], dim=-1)
     patch = patch_of(points, faces, np.ones(len(points)))
-    gradient = refine._gradient(patch, cameras, wanted, flat=True)
-    assert (refine._gradient(patch, cameras, wanted, flat=True) == gradient).all()
+    gradient, confirmed = refine._gradient(patch, cameras, wanted, flat=True)
+    again, confirmed_again = refine._gradient(patch, cameras, wanted, flat=True)
+    assert (again == gradient).all() and (confirmed_again == confirmed).all()
     vertices, corners = torch.from_numpy(points).float().requires_grad_(), torch.from_numpy(faces)
     a, b, c = vertices[corners].unbind(1)
     fragments = rasterize_mesh(vertices, corners, cameras)
@@ -193,6 +194,11 @@ def test_gradient_of_flat_shading_is_that_of_an_index() -> None:
     (antialias(picture, vertices, corners, cameras, fragments) - wanted).abs().mean().backward()
     assert vertices.grad is not None and float(vertices.grad.abs().max()) > 0
     torch.testing.assert_close(torch.from_numpy(gradient).float(), vertices.grad, rtol=1e-4, atol=1e-8)
+    ids = fragments.triangle_id[seen[..., 0]]
+    alike = (picture[seen[..., 0]][:, :3] * wanted[seen[..., 0]][:, :3]).sum(dim=1).detach() > 0.8
+    for row, which in enumerate(([1, -1], [1, 1])):
+        votes = torch.where(alike, which[0], which[1]).double().numpy()
+        np.testing.assert_array_equal(confirmed[:, row], np.bincount(ids.numpy(), votes, len(faces)))
 
 
 def test_corners_of_triangles_that_turn_stay_behind() -> None:

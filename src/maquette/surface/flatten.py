@@ -17,6 +17,7 @@ from maquette.surface.folds import cross_products, mended, without_folding
 from maquette.surface.manifold import Doubles, Faces
 from maquette.surface.normal_maps import NormalMaps
 from maquette.surface.remesh import Patch, remeshed
+from maquette.surface.thickness import ThinGuard
 
 _COVERED = 0.99
 _MOST_TURN = 0.3
@@ -28,7 +29,9 @@ _SPREAD, _LEAST_PIXELS = 0.02, 4
 _SHORTER = 0.6
 
 
-def flattened(patch: Patch, maps: NormalMaps, freedom: int, rounds: int, shortest: float) -> Patch:
+def flattened(
+    patch: Patch, maps: NormalMaps, freedom: int, rounds: int, shortest: float, guard: ThinGuard | None = None
+) -> Patch:
     """Moves vertices until the triangles have the normals that the maps show, and refines the mesh at creases.
 
     Args:
@@ -37,19 +40,23 @@ def flattened(patch: Patch, maps: NormalMaps, freedom: int, rounds: int, shortes
         freedom: column of the state with the share of the way that a vertex may move, 0..1.
         rounds: in each, what the maps see is looked up anew, >= 0; all but the last two refine at creases.
         shortest: no edge is wanted shorter there, in world units.
+        guard: keeps thin places.
     """
     for number in range(rounds):
         faces, points = patch.faces, patch.state[:, :3].copy()
         wanted, mixed = wanted_normals(points, faces, maps)
+        trusted = None if guard is None else guard.sheets(patch)
         for _ in range(_PASSES):
-            points = without_folding(points, patch.state[:, freedom, None] * _towards(points, faces, wanted), faces)
-        state = patch.state.copy()
-        state[:, :3] = points
-        patch = patch.with_state(state)
+            shift = patch.state[:, freedom, None] * _towards(points, faces, wanted)
+            if guard is not None:
+                shift, _ = guard.limited(patch, shift)
+            state = patch.state.copy()
+            state[:, :3] = points = without_folding(points, shift, faces, trusted)
+            patch = patch.with_state(state)
         if number < rounds - 2 and mixed.any():
             corners = np.unique(faces[mixed])
             state[corners, -1] = np.minimum(state[corners, -1], np.maximum(_SHORTER * state[corners, -1], shortest))
-            patch = mended(remeshed(patch))
+            patch = mended(remeshed(patch), guard)
     return patch
 
 

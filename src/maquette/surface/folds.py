@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from maquette.surface import mesh_kernels
 from maquette.surface.manifold import Doubles, Faces, same_rows, topology, unique_edges
 from maquette.surface.remesh import Patch, remeshed
+from maquette.surface.thickness import ThinGuard
 
 _THIN = 0.02
 """Least height of a triangle, relative to its longest side."""
@@ -39,13 +40,28 @@ def neighbor_means(points: Doubles, edges: Faces) -> Doubles:
     return sums / np.maximum(count, 1)[:, None]
 
 
-def folded(points: Doubles, faces: Faces) -> NDArray[np.bool_]:
-    """Triangles that face away from the mean of their corners' normals, or whose sides are next to parallel, `[M]`."""
+def folded(points: Doubles, faces: Faces, trusted: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
+    """Triangles that face away from the mean of their corners' normals, or whose sides are next to parallel, `[M]`.
+
+    Where the two sides of a thin sheet meet, normals weighted by area turn to the side that happens to be cut into
+    larger triangles, and those of the other seem to face away: they must face away from normals weighted by angles too.
+
+    Args:
+        points: `[N, 3]`; faces: `[M, 3]`.
+        trusted: vertices where the surface may be such a sheet, `[N]`, all when None; elsewhere areas alone decide.
+    """
     points = np.ascontiguousarray(points)
-    crossed, summed = cross_products(points, faces), np.zeros((len(points), 3))
-    mesh_kernels.corner_sums(faces, crossed, summed)
-    wrong = np.empty(len(faces), np.bool_)
-    mesh_kernels.mark_folded(points, faces, crossed, summed, _AGREE, _THIN, wrong)
+    crossed, by_area, by_angle = cross_products(points, faces), np.zeros((len(points), 3)), np.zeros((len(points), 3))
+    mesh_kernels.corner_sums(faces, crossed, by_area)
+    wrong, still = np.empty(len(faces), np.bool_), np.empty(len(faces), np.bool_)
+    mesh_kernels.mark_folded(points, faces, crossed, by_area, _AGREE, _THIN, wrong)
+    doubtful = np.flatnonzero(wrong)
+    if trusted is not None:
+        doubtful = doubtful[trusted[faces[doubtful]].all(axis=1)]
+    if len(doubtful):
+        mesh_kernels.angle_sums(points, faces, crossed, by_angle)
+        mesh_kernels.mark_folded(points, faces, crossed, by_angle, _AGREE, _THIN, still)
+        wrong[doubtful] = still[doubtful]
     return wrong
 
 
@@ -60,13 +76,17 @@ def without_turning(points: Doubles, shift: Doubles, faces: Faces) -> Doubles:
     return points
 
 
-def without_folding(points: Doubles, shift: Doubles, faces: Faces) -> Doubles:
-    """Shifted points, none of which turns a triangle far over; where a new fold would appear, all around stays."""
-    before = folded(points, faces)
+def without_folding(points: Doubles, shift: Doubles, faces: Faces, trusted: NDArray[np.bool_] | None = None) -> Doubles:
+    """Shifted points, none of which turns a triangle far over; where a new fold would appear, all around stays.
+
+    Args:
+        points: `[N, 3]`; shift: `[N, 3]`; faces: `[M, 3]`; trusted: see `folded`.
+    """
+    before = folded(points, faces, trusted)
     shifted = without_turning(points, shift, faces)
     held = np.zeros(len(points), bool)
     for _ in range(12):
-        wrong = folded(shifted, faces) & ~before
+        wrong = folded(shifted, faces, trusted) & ~before
         if not wrong.any():
             return shifted
         # The verdict on a triangle depends on the normals of its corners, and so on the triangles around them.
@@ -78,48 +98,57 @@ def without_folding(points: Doubles, shift: Doubles, faces: Faces) -> Doubles:
     return points
 
 
-def unfolded(patch: Patch, passes: int) -> Patch:
+def unfolded(patch: Patch, passes: int, guard: ThinGuard | None = None) -> Patch:
     """Draws corners of triangles that face away from the surface around them, or are next to nothing, to their middle.
 
     Args:
         patch: with the position in the first three columns of its state.
         passes: at most so many; it ends when nothing is folded.
+        guard: keeps thin places.
     """
     for _ in range(passes):
         points = patch.points
-        wrong, around = folded(points, patch.faces), np.empty(len(points), np.bool_)
+        wrong, around = folded(points, patch.faces, _trusted(patch, guard)), np.empty(len(points), np.bool_)
         if not mesh_kernels.around_wrong(patch.faces, wrong, patch.frozen, around):
             break
         state = patch.state.copy()
-        state[around, :3] = (points[around] + neighbor_means(points, patch.edges[0])[around]) / 2
+        shift = (neighbor_means(points, patch.edges[0]) - points) / 2
+        shift[~around] = 0
+        state[:, :3] = points + (shift if guard is None else guard.limited(patch, shift, around)[0])
         patch = patch.with_state(state)
     return patch
 
 
-def mended(patch: Patch) -> Patch:
+def _trusted(patch: Patch, guard: ThinGuard | None) -> NDArray[np.bool_] | None:
+    return None if guard is None else guard.sheets(patch)
+
+
+def mended(patch: Patch, guard: ThinGuard | None = None) -> Patch:
     """Closed, and without a folded triangle wherever vertices are free: smoothed first, cut out where that fails."""
     for attempt in range(_ROUNDS):
-        patch = unfolded(patch, _PASSES)
+        patch = unfolded(patch, _PASSES, guard)
         points = patch.state[:, :3]
         # Files keep positions as float32: vertices must not fall together there.
         single = points.astype(np.float32).astype(np.float64)
-        wrong = folded(single, patch.faces)
+        wrong = folded(single, patch.faces, _trusted(patch, guard))
         wrong &= ~patch.frozen[patch.faces].any(axis=1)
         if not wrong.any() and topology(single, patch.faces).watertight:
             break
-        patch = cut_folds(patch, attempt // 2) if attempt % 2 else remeshed(patch)
+        patch = cut_folds(patch, attempt // 2, guard) if attempt % 2 else remeshed(patch)
     return patch
 
 
-def cut_folds(patch: Patch, rings: int) -> Patch:
+def cut_folds(patch: Patch, rings: int, guard: ThinGuard | None = None) -> Patch:
     """Takes folded triangles out, with rings of triangles around them, and closes the holes; specks vanish.
 
     Args:
         patch: closed. What touches a frozen vertex stays.
         rings: of triangles around every folded one that go too, >= 0.
+        guard: keeps thin places.
     """
     points = patch.state[:, :3]
-    gone = np.logical_or(folded(points, patch.faces), _at_shared_places(points, patch.faces))
+    wrong = folded(points, patch.faces, _trusted(patch, guard))
+    gone = np.logical_or(wrong, _at_shared_places(points, patch.faces))
     for _ in range(rings):
         touched = np.zeros(len(points), bool)
         touched[patch.faces[gone].reshape(-1)] = True

@@ -29,6 +29,30 @@ def corner_sums(faces: Array, values: Array, sums: Array) -> None:
 
 
 @compiled()
+def angle_sums(points: Array, faces: Array, crossed: Array, sums: Array) -> None:
+    """Adds the unit normals of triangles, times their angles there, to their corners' `sums` `[N, 3]`.
+
+    Unlike weights by area, angles do not depend on how the surface happens to be cut: where a thin sheet's two sides
+    meet, neither outweighs the other.
+
+    Args:
+        points: `[N, 3]`; faces: `[M, 3]`; crossed: cross products of the triangles `[M, 3]`.
+    """
+    for face in range(len(faces)):
+        length = np.sqrt(crossed[face, 0] ** 2 + crossed[face, 1] ** 2 + crossed[face, 2] ** 2)
+        if length == 0.0:
+            continue
+        for corner in range(3):
+            here, after, before = faces[face, corner], faces[face, (corner + 1) % 3], faces[face, (corner + 2) % 3]
+            dot = 0.0
+            for axis in range(3):
+                dot += (points[after, axis] - points[here, axis]) * (points[before, axis] - points[here, axis])
+            angle = np.arctan2(length, dot)
+            for axis in range(3):
+                sums[here, axis] += angle / length * crossed[face, axis]
+
+
+@compiled()
 def add_at(rows: Array, weights: Array, values: Array, sums: Array) -> None:
     """Adds values `[P, 3]` times weights `[P]` to rows `[P]` of `sums` `[M, 3]`."""
     for index in range(len(rows)):

@@ -20,6 +20,7 @@ from maquette.errors import InvalidInputError
 from maquette.mesh import Mesh
 from maquette.raster.mesh import rasterize_mesh
 from maquette.raster.shading import antialias, interpolate, surface_weights
+from maquette.surface import mesh_kernels
 from maquette.surface.flatten import flattened
 from maquette.surface.folds import cut_folds, mended, neighbor_means, unfolded, without_turning
 from maquette.surface.fusion import smooth_normals
@@ -27,6 +28,7 @@ from maquette.surface.manifold import Doubles, Faces, separate_sheets, topology,
 from maquette.surface.normal_maps import NormalMaps
 from maquette.surface.refine_kernels import advance
 from maquette.surface.remesh import Patch, remeshed
+from maquette.surface.thickness import ThinGuard
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
@@ -35,7 +37,7 @@ _MOMENTS = (0.8, 0.8)
 _LAST_RATE = 0.15
 _FINE, _FINE_FROM = 2.0, 0.7
 """From this share of the steps on, no edge is wanted longer than so many times the smallest one."""
-_POSITION, _FREEDOM, _LENGTH = slice(0, 3), 8, 9
+_POSITION, _FREEDOM, _SHOWN, _THIN, _LENGTH = slice(0, 3), 8, 9, 10, 11
 """Columns of the state that this module looks at; `refine_kernels.advance` lists all."""
 _SMALL_PX = 512
 """Maps of at least so many pixels are halved for the steps; the last stage takes them whole."""
@@ -44,6 +46,12 @@ _FLAT_FROM = 0.6
 _BORDER_PX = 6.0
 _CREASES = 0.5
 """Smallest edge at creases in the last stage, relative to the smallest one elsewhere."""
+_THICKNESS = 0.25
+"""Least thickness, relative to the smallest wanted edge: what is thinner would cross itself in a step."""
+_REMEMBERED = 0.8
+"""Share of what was known before in what is known of a place: whether the maps show it, and whether it is thin."""
+_ALIKE = 0.8
+"""Least cosine of normals that confirm each other."""
 _MEND_FROM, _MEND_EVERY = 0.3, 25
 """From this share of the steps on, every so many of them, pieces that have shrunk to nothing are cut out."""
 
@@ -117,6 +125,7 @@ def refine(
     patch, scale = _start(mesh, options)
     if region is not None:
         patch = _restricted(patch, maps.cameras.to("cpu"), region, region_view)
+    guard = ThinGuard(_THICKNESS * options.edge_lengths[0] * scale, _FREEDOM, _SHOWN, _THIN)
     generator = torch.Generator().manual_seed(options.seed)
     small = maps.halved() if min(maps.cameras.height, maps.cameras.width) >= _SMALL_PX else maps
     wanted = torch.cat([small.normals * small.alpha[..., None], small.alpha[..., None]], dim=-1)
@@ -124,16 +133,17 @@ def refine(
         share = step / max(options.steps - 1, 1)
         rate = options.rate * _LAST_RATE**share
         views = torch.randperm(maps.cameras.batch_shape[0], generator=generator)[: options.views_per_step]
-        gradient = _gradient(patch, small.cameras[views], wanted[views], flat=share >= _FLAT_FROM)
-        patch = _moved(patch, gradient, step + 1, rate, options, _edge_limits(options, share, scale))
-        patch = unfolded(remeshed(patch), 1)
+        gradient, shown = _gradient(patch, small.cameras[views], wanted[views], flat=share >= _FLAT_FROM)
+        patch.state[:, _SHOWN] += (1 - _REMEMBERED) * (_at_vertices(shown, patch) - patch.state[:, _SHOWN])
+        patch = _moved(patch, gradient, step + 1, rate, options, _edge_limits(options, share, scale), guard)
+        patch = unfolded(remeshed(patch), 1, guard)
         if share >= _MEND_FROM and step % _MEND_EVERY == 0:
-            patch = cut_folds(patch, 0)
+            patch = cut_folds(patch, 0, guard)
         if progress is not None:
             progress(step + 1, options.steps)
-    patch = mended(patch)
-    patch = flattened(patch, maps, _FREEDOM, options.flatten, _CREASES * options.edge_lengths[0] * scale)
-    patch = mended(patch)
+    patch = mended(patch, guard)
+    patch = flattened(patch, maps, _FREEDOM, options.flatten, _CREASES * options.edge_lengths[0] * scale, guard)
+    patch = mended(patch, guard)
     points, faces = patch.state[:, _POSITION], patch.faces
     return Mesh(
         torch.from_numpy(points).float(), torch.from_numpy(faces), torch.from_numpy(smooth_normals(points, faces))
@@ -207,8 +217,8 @@ def region_freedom(points: Doubles, faces: Faces, camera: Cameras, region: Tenso
     return freedom
 
 
-def _gradient(patch: Patch, cameras: Cameras, wanted: Tensor, *, flat: bool) -> Doubles:
-    """Gradient of the mean absolute difference of normals and coverage, `[N, 3]`; flat or smooth shading.
+def _gradient(patch: Patch, cameras: Cameras, wanted: Tensor, *, flat: bool) -> tuple[Doubles, Doubles]:
+    """Gradient of the mean absolute difference of normals and coverage `[N, 3]`, and what `_confirmed` tells.
 
     Args:
         patch: the surface.
@@ -239,7 +249,18 @@ def _gradient(patch: Patch, cameras: Cameras, wanted: Tensor, *, flat: bool) -> 
     gradient: Doubles = (
         torch.nan_to_num(vertices.grad if vertices.grad is not None else vertices).double().cpu().numpy()
     )
-    return gradient
+    return gradient, _confirmed(fragments.triangle_id, functional.normalize(crossed.detach(), dim=1), wanted)
+
+
+def _confirmed(triangle_id: Tensor, normals: Tensor, wanted: Tensor) -> Doubles:
+    """Pixels of every triangle that show what is wanted there, less those that do not, and all of them, `[M, 2]`."""
+    at = (triangle_id >= 0).nonzero(as_tuple=True)
+    ids = triangle_id[at].long()
+    alike = (normals.index_select(0, ids) * wanted[at][:, :3]).sum(dim=1) > _ALIKE
+    sums = normals.new_zeros(len(normals), 2)
+    sums.index_add_(0, ids, torch.stack([2.0 * alike - 1, torch.ones_like(alike, dtype=torch.float32)], dim=1))
+    counted: Doubles = sums.double().cpu().numpy()
+    return counted
 
 
 def _edge_limits(options: RefineOptions, share: float, scale: float) -> tuple[float, float]:
@@ -250,8 +271,9 @@ def _edge_limits(options: RefineOptions, share: float, scale: float) -> tuple[fl
 
 
 def _moved(
-    patch: Patch, gradient: Doubles, step: int, rate: float, options: RefineOptions, limits: tuple[float, float]
-) -> Patch:
+    patch: Patch, gradient: Doubles, step: int, rate: float, options: RefineOptions, limits: tuple[float, float],
+    guard: ThinGuard,
+) -> Patch:  # fmt: skip
     """One step of the optimizer."""
     state, points, shift = patch.state.copy(), patch.points, np.empty((len(patch.state), 3))
     middle, normals = neighbor_means(points, patch.edges[0]), smooth_normals(points, patch.faces).astype(np.float64)
@@ -259,5 +281,16 @@ def _moved(
     parts = np.array([(1 - moment) / (1 - moment**step) for moment in _MOMENTS])
     pace = rate * min(1.0, step * (1 - _MOMENTS[0]))
     advance(state, gradient, options.laplacian, mean, middle, normals, parts, pace, *limits, shift)
+    shift, near = guard.limited(patch, shift)
+    state[:, _THIN] += (1 - _REMEMBERED) * (near - state[:, _THIN])
+    state[near, _LENGTH] = np.minimum(state[near, _LENGTH], _FINE * limits[0])
     state[:, _POSITION] = without_turning(points, shift, patch.faces)
     return patch.with_state(state)
+
+
+def _at_vertices(values: Doubles, patch: Patch) -> Doubles:
+    """Sums of values of the triangles `[M, 2]` around vertices, the first over the second, 0 for nothing: `[N]`."""
+    sums = np.zeros((len(patch.state), 2))
+    mesh_kernels.corner_sums(patch.faces, values, sums)
+    ratio: Doubles = sums[:, 0] / np.maximum(sums[:, 1], 1)
+    return ratio

@@ -20,8 +20,8 @@ def advance(
     """Updates what the optimizer knows of every vertex, and says how far it should move.
 
     Args:
-        state: position (3), mean of squares, speed, mean gradient (3), freedom and wanted edge length, `[N, 10]`; all
-            but the position and the freedom is changed.
+        state: position (3), mean of squares, speed, mean gradient (3), freedom, two that are not read here, and wanted
+            edge length, `[N, 12]`; all but the position, the freedom and these two is changed.
         gradient: `[N, 3]`; mean: of its absolute values; pull: to the middle of the neighbours, per speed and distance,
             relative to that mean.
         middle: of the neighbours `[N, 3]`; normals: unit `[N, 3]`.
@@ -49,8 +49,8 @@ def advance(
             total += velocity * velocity
             # Tangential smoothing evens the triangles out without shrinking the shape.
             level = (middle[vertex, axis] - here[axis]) - along * normals[vertex, axis]
-            way[axis] = -pace * here[9] * velocity + _SMOOTHING * level
+            way[axis] = -pace * here[11] * velocity + _SMOOTHING * level
         for axis in range(3):
             shift[vertex, axis] = here[8] * way[axis]
         here[4] = np.sqrt(total)
-        here[9] = min(max(here[9] * (1 + _GAIN * (here[4] - _WANTED_SPEED)), low), high)
+        here[11] = min(max(here[11] * (1 + _GAIN * (here[4] - _WANTED_SPEED)), low), high)
