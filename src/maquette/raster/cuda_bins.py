@@ -1,7 +1,7 @@
 """CUDA backend, first half of the forward pass: projection, and lists of Gaussians per tile from front to back.
 
-The host allocates records and the pair list by what recent calls of the same shape needed, so that the GPU does not wait
-for it, and looks at the true numbers afterwards: if there are more, it begins again.
+The host allocates records and the pair list by what recent calls of the same shape needed, so that the GPU does not
+wait for it, and looks at the true numbers afterwards: if there are more, it begins again.
 """
 
 from __future__ import annotations

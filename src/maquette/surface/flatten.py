@@ -45,14 +45,16 @@ def flattened(
     for number in range(rounds):
         faces, points = patch.faces, patch.state[:, :3].copy()
         wanted, mixed = wanted_normals(points, faces, maps)
-        trusted = None if guard is None else guard.sheets(patch)
+        free = patch.state[:, freedom, None]
+        places, trusted = (None, None) if guard is None else (guard.places(patch), guard.sheets(patch))
         for _ in range(_PASSES):
-            shift = patch.state[:, freedom, None] * _towards(points, faces, wanted)
-            if guard is not None:
-                shift, _ = guard.limited(patch, shift)
-            state = patch.state.copy()
-            state[:, :3] = points = without_folding(points, shift, faces, trusted)
-            patch = patch.with_state(state)
+            shift = free * _towards(points, faces, wanted)
+            if places is not None:
+                shift = places.kept(points, shift, free)
+            points = without_folding(points, shift, faces, trusted)
+        state = patch.state.copy()
+        state[:, :3] = points
+        patch = patch.with_state(state)
         if number < rounds - 2 and mixed.any():
             corners = np.unique(faces[mixed])
             state[corners, -1] = np.minimum(state[corners, -1], np.maximum(_SHORTER * state[corners, -1], shortest))

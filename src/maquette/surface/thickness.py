@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from maquette.raster.cpu_jit import kernel_threads
 from maquette.surface import mesh_kernels, thickness_kernels
 from maquette.surface.fusion import smooth_normals
 from maquette.surface.manifold import Doubles, Faces
@@ -96,9 +97,9 @@ def thin_places(points: Doubles, faces: Faces, normals: Doubles, chosen: NDArray
     listed = np.empty(int(starts[-1]), np.int32)
     thickness_kernels.list_cells(points, faces, low, size, shape, starts, listed)
     hit, weights = np.empty(len(points), np.int64), np.zeros((len(points), 3))
-    thickness_kernels.find_opposite(
-        points, faces, crossed, normals, chosen, reach, _OPPOSED, low, size, shape, starts, listed, bounds, hit, weights
-    )
+    grid = (low, size, shape, starts, listed, bounds)
+    with kernel_threads():
+        thickness_kernels.find_opposite(points, faces, crossed, normals, chosen, reach, _OPPOSED, *grid, hit, weights)
     return ThinPlaces(faces, normals, hit, weights, least)
 
 
@@ -133,14 +134,21 @@ class ThinGuard:
             patch: the surface before; shift: `[N, 3]`.
             chosen: vertices that move, `[N]`: of them, only those of sheets are looked at; all when None.
         """
-        points, shown = patch.points, patch.state[:, self.shown]
+        places = self.places(patch, chosen)
+        if places is None:
+            return shift, np.zeros(len(shift), bool)
+        return places.kept(patch.points, shift, patch.state[:, self.freedom, None]), places.near()
+
+    def places(self, patch: Patch, chosen: NDArray[np.bool_] | None = None) -> ThinPlaces | None:
+        """Thin places whose sides the maps confirm, None where they confirm nothing; `chosen` as for `limited`."""
+        shown = patch.state[:, self.shown]
         confirmed = shown > _CONFIRMED
         if chosen is not None:
             confirmed &= chosen & self.sheets(patch)
         if not confirmed.any():
-            return shift, confirmed
-        normals = smooth_normals(points, patch.faces).astype(np.float64)
-        thin = thin_places(points, patch.faces, normals, confirmed, self.least)
-        opposite = (shown[patch.faces[thin.hit]] * thin.weights).sum(axis=1)
-        thin.hit[opposite <= _CONFIRMED] = -1
-        return thin.kept(points, shift, patch.state[:, self.freedom, None]), thin.near()
+            return None
+        normals = smooth_normals(patch.points, patch.faces).astype(np.float64)
+        places = thin_places(patch.points, patch.faces, normals, confirmed, self.least)
+        opposite = (shown[patch.faces[places.hit]] * places.weights).sum(axis=1)
+        places.hit[opposite <= _CONFIRMED] = -1
+        return places

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 
 from maquette.raster.cpu_jit import Array, compiled
@@ -99,7 +100,7 @@ def _nearest_in(
     return float(nearest)
 
 
-@compiled()
+@compiled(parallel=True)
 def find_opposite(
     points: Array, faces: Array, crossed: Array, normals: Array, chosen: Array, reach: float, opposed: float,
     low: Array, size: float, shape: Array, starts: Array, listed: Array, bounds: Array, hit: Array, weights: Array,
@@ -112,30 +113,32 @@ def find_opposite(
         reach: longest way; opposed: least cosine of the way with the triangle's normal.
         hit: result `[N]`, the triangle or -1; weights: result `[N, 3]`, of its corners in the point that is met.
     """
-    first, last, way = np.empty(3, np.int64), np.empty(3, np.int64), np.empty(3)
-    for vertex in range(len(points)):
-        hit[vertex], nearest = -1, reach
-        if not chosen[vertex]:
-            continue
-        for axis in range(3):
-            way[axis] = -normals[vertex, axis]
-            here = points[vertex, axis] - low[axis]
-            there = here + reach * way[axis]
-            first[axis] = min(max(int(min(here, there) / size), 0), shape[axis] - 1)
-            last[axis] = min(max(int(max(here, there) / size), 0), shape[axis] - 1)
-        for x in range(first[0], last[0] + 1):
-            for y in range(first[1], last[1] + 1):
-                for z in range(first[2], last[2] + 1):
-                    cell = (x * shape[1] + y) * shape[2] + z
-                    most = 0.0 if starts[cell] < starts[cell + 1] else -3.0
-                    for axis in range(3):
-                        most += max(way[axis] * bounds[cell, axis], way[axis] * bounds[cell, 3 + axis])
-                    # Most cells have no triangle that faces so far away.
-                    if most >= opposed - 1e-6:
-                        nearest = _nearest_in(
-                            points, faces, crossed, listed, starts[cell], starts[cell + 1], vertex, way, opposed,
-                            nearest, hit, weights,
-                        )  # fmt: skip
+    chunks, count = 64, len(points)
+    for chunk in numba.prange(chunks):
+        first, last, way = np.empty(3, np.int64), np.empty(3, np.int64), np.empty(3)
+        for vertex in range(chunk * count // chunks, (chunk + 1) * count // chunks):
+            hit[vertex], nearest = -1, reach
+            if not chosen[vertex]:
+                continue
+            for axis in range(3):
+                way[axis] = -normals[vertex, axis]
+                here = points[vertex, axis] - low[axis]
+                there = here + reach * way[axis]
+                first[axis] = min(max(int(min(here, there) / size), 0), shape[axis] - 1)
+                last[axis] = min(max(int(max(here, there) / size), 0), shape[axis] - 1)
+            for x in range(first[0], last[0] + 1):
+                for y in range(first[1], last[1] + 1):
+                    for z in range(first[2], last[2] + 1):
+                        cell = (x * shape[1] + y) * shape[2] + z
+                        most = 0.0 if starts[cell] < starts[cell + 1] else -3.0
+                        for axis in range(3):
+                            most += max(way[axis] * bounds[cell, axis], way[axis] * bounds[cell, 3 + axis])
+                        # Most cells have no triangle that faces so far away.
+                        if most >= opposed - 1e-6:
+                            nearest = _nearest_in(
+                                points, faces, crossed, listed, starts[cell], starts[cell + 1], vertex, way, opposed,
+                                nearest, hit, weights,
+                            )  # fmt: skip
 
 
 @compiled()
