@@ -53,15 +53,17 @@ def folded(points: Doubles, faces: Faces, trusted: NDArray[np.bool_] | None = No
     points = np.ascontiguousarray(points)
     crossed, by_area, by_angle = cross_products(points, faces), np.zeros((len(points), 3)), np.zeros((len(points), 3))
     mesh_kernels.corner_sums(faces, crossed, by_area)
-    wrong, still = np.empty(len(faces), np.bool_), np.empty(len(faces), np.bool_)
+    wrong = np.empty(len(faces), np.bool_)
     mesh_kernels.mark_folded(points, faces, crossed, by_area, _AGREE, _THIN, wrong)
     doubtful = np.flatnonzero(wrong)
     if trusted is not None:
         doubtful = doubtful[trusted[faces[doubtful]].all(axis=1)]
     if len(doubtful):
-        mesh_kernels.angle_sums(points, faces, crossed, by_angle)
-        mesh_kernels.mark_folded(points, faces, crossed, by_angle, _AGREE, _THIN, still)
-        wrong[doubtful] = still[doubtful]
+        corners, still = np.zeros(len(points), np.bool_), np.empty(len(doubtful), np.bool_)
+        corners[faces[doubtful]] = True
+        mesh_kernels.angle_sums(points, faces, crossed, corners, by_angle)
+        mesh_kernels.mark_folded(points, faces[doubtful], crossed[doubtful], by_angle, _AGREE, _THIN, still)
+        wrong[doubtful] = still
     return wrong
 
 

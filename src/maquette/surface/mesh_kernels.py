@@ -29,21 +29,25 @@ def corner_sums(faces: Array, values: Array, sums: Array) -> None:
 
 
 @compiled()
-def angle_sums(points: Array, faces: Array, crossed: Array, sums: Array) -> None:
-    """Adds the unit normals of triangles, times their angles there, to their corners' `sums` `[N, 3]`.
+def angle_sums(points: Array, faces: Array, crossed: Array, chosen: Array, sums: Array) -> None:
+    """Adds the unit normals of triangles, times their angles there, to the `sums` `[N, 3]` of those corners chosen.
 
     Unlike weights by area, angles do not depend on how the surface happens to be cut: where a thin sheet's two sides
     meet, neither outweighs the other.
 
     Args:
-        points: `[N, 3]`; faces: `[M, 3]`; crossed: cross products of the triangles `[M, 3]`.
+        points: `[N, 3]`; faces: `[M, 3]`; crossed: cross products of the triangles `[M, 3]`; chosen: vertices `[N]`.
     """
     for face in range(len(faces)):
+        if not (chosen[faces[face, 0]] or chosen[faces[face, 1]] or chosen[faces[face, 2]]):
+            continue
         length = np.sqrt(crossed[face, 0] ** 2 + crossed[face, 1] ** 2 + crossed[face, 2] ** 2)
         if length == 0.0:
             continue
         for corner in range(3):
             here, after, before = faces[face, corner], faces[face, (corner + 1) % 3], faces[face, (corner + 2) % 3]
+            if not chosen[here]:
+                continue
             dot = 0.0
             for axis in range(3):
                 dot += (points[after, axis] - points[here, axis]) * (points[before, axis] - points[here, axis])
