@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Times surfaces on a lent GPU machine: Gaussians to a textured GLB, and refinement by normals.
-#   COMMIT=HASH benchmarks/device/bench_surface.sh    results in $OUT: convert_cuda.* and refine_cuda.* (json, md), logs
+#   COMMIT=HASH benchmarks/device/bench_surface.sh    results in $OUT: convert_cuda.*, refine_cuda.* and
+#                                                     refine_seen_cuda.* (json, md), logs
 # Variables:
 #   WHEELS    folder with wheels that the machine lacks (xatlas, fast-simplification, tyro and what it needs)
 #   ASSETS    archive or folder with the test assets
@@ -23,6 +24,8 @@ read -ra ids <<< "${IDS:+--ids $IDS}"
 timeout 150 python3 "$ROOT/benchmarks/convert.py" --device cuda --views "${views[@]}" --sets $SETS -o "$OUT" ${COMMIT:+--commit "$COMMIT"} \
   > "$OUT/convert.log" 2>&1 || echo "convert.py failed"
 tail -n 14 "$OUT/convert.log"
-timeout 400 python3 "$ROOT/benchmarks/refine.py" --device cuda --assets "$ASSETS" ${ids[@]+"${ids[@]}"} -o "$OUT" \
-  ${COMMIT:+--commit "$COMMIT"} > "$OUT/refine.log" 2>&1 || echo "refine.py failed"
-tail -n 14 "$OUT/refine.log"
+for seen in "" --seen; do
+  timeout 400 python3 "$ROOT/benchmarks/refine.py" --device cuda --assets "$ASSETS" $seen ${ids[@]+"${ids[@]}"} -o "$OUT" \
+    ${COMMIT:+--commit "$COMMIT"} > "$OUT/refine$seen.log" 2>&1 || echo "refine.py $seen failed"
+  tail -n 14 "$OUT/refine$seen.log"
+done
