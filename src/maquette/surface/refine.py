@@ -50,6 +50,8 @@ _THICKNESS = 0.25
 """Least thickness, relative to the smallest wanted edge: what is thinner would cross itself in a step."""
 _REMEMBERED = 0.8
 """Share of what was known before in what is known of a place: whether the maps show it, and whether it is thin."""
+_SEARCH_EVERY = 3
+"""Steps after which thin places are looked for everywhere; in the others, where there were some."""
 _ALIKE = 0.8
 """Least cosine of normals that confirm each other."""
 _MEND_FROM, _MEND_EVERY = 0.3, 25
@@ -281,7 +283,7 @@ def _moved(
     parts = np.array([(1 - moment) / (1 - moment**step) for moment in _MOMENTS])
     pace = rate * min(1.0, step * (1 - _MOMENTS[0]))
     advance(state, gradient, options.laplacian, mean, middle, normals, parts, pace, *limits, shift)
-    shift, near = guard.limited(patch, shift)
+    shift, near = guard.limited(patch, shift, None if step % _SEARCH_EVERY == 1 else np.ones(len(points), bool))
     state[:, _THIN] += (1 - _REMEMBERED) * (near - state[:, _THIN])
     state[near, _LENGTH] = np.minimum(state[near, _LENGTH], _FINE * limits[0])
     state[:, _POSITION] = without_turning(points, shift, patch.faces)

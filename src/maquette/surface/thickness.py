@@ -24,6 +24,8 @@ _CONFIRMED = 0.3
 """A place counts as shown by the maps from so much on."""
 _LASTING = 0.8
 """A place counts as a sheet from so much on: it must have been thin, and shown, for several steps."""
+_KNOWN = 0.1
+"""A place was thin a while ago from so much on."""
 _MOST_CELLS = 128
 """Along an axis of the grid."""
 _REACH = 6.0
@@ -77,13 +79,19 @@ class ThinPlaces:
         return changed
 
 
-def thin_places(points: Doubles, faces: Faces, normals: Doubles, chosen: NDArray[np.bool_], least: float) -> ThinPlaces:
+def thin_places(
+    points: Doubles, all_faces: Faces, normals: Doubles, chosen: NDArray[np.bool_], opposite: NDArray[np.bool_],
+    least: float,
+) -> ThinPlaces:  # fmt: skip
     """Finds what lies opposite of chosen vertices along its normal, inside the solid.
 
     Args:
-        points: `[N, 3]`; faces: `[M, 3]`; normals: unit `[N, 3]`; chosen: `[N]`.
+        points: `[N, 3]`; all_faces: `[M, 3]`; normals: unit `[N, 3]`; chosen: `[N]`.
+        opposite: corners of the triangles that are looked at, `[N]`: those with one of them.
         least: thickness to keep, in world units; opposite sides are looked for up to six times as far.
     """
+    looked_at = np.flatnonzero(opposite[all_faces].any(axis=1))
+    faces = all_faces[looked_at]
     reach, crossed = _REACH * least, np.empty((len(faces), 3))
     mesh_kernels.cross(points, faces, crossed)
     low = points.min(axis=0)
@@ -100,7 +108,8 @@ def thin_places(points: Doubles, faces: Faces, normals: Doubles, chosen: NDArray
     grid = (low, size, shape, starts, listed, bounds)
     with kernel_threads():
         thickness_kernels.find_opposite(points, faces, crossed, normals, chosen, reach, _OPPOSED, *grid, hit, weights)
-    return ThinPlaces(faces, normals, hit, weights, least)
+    hit[hit >= 0] = looked_at[hit[hit >= 0]]
+    return ThinPlaces(all_faces, normals, hit, weights, least)
 
 
 @dataclass(frozen=True)
@@ -132,7 +141,8 @@ class ThinGuard:
 
         Args:
             patch: the surface before; shift: `[N, 3]`.
-            chosen: vertices that move, `[N]`: of them, only those of sheets are looked at; all when None.
+            chosen: vertices of places that were thin a while ago, `[N]`: of them, only those are looked at; all
+                vertices when None, which takes longer.
         """
         places = self.places(patch, chosen)
         if places is None:
@@ -143,12 +153,14 @@ class ThinGuard:
         """Thin places whose sides the maps confirm, None where they confirm nothing; `chosen` as for `limited`."""
         shown = patch.state[:, self.shown]
         confirmed = shown > _CONFIRMED
+        opposite = confirmed
         if chosen is not None:
-            confirmed &= chosen & self.sheets(patch)
+            opposite = patch.state[:, self.thin] > _KNOWN
+            confirmed = confirmed & chosen & opposite
         if not confirmed.any():
             return None
         normals = smooth_normals(patch.points, patch.faces).astype(np.float64)
-        places = thin_places(patch.points, patch.faces, normals, confirmed, self.least)
-        opposite = (shown[patch.faces[places.hit]] * places.weights).sum(axis=1)
-        places.hit[opposite <= _CONFIRMED] = -1
+        places = thin_places(patch.points, patch.faces, normals, confirmed, opposite, self.least)
+        met = (shown[patch.faces[places.hit]] * places.weights).sum(axis=1)
+        places.hit[met <= _CONFIRMED] = -1
         return places
