@@ -38,7 +38,7 @@ def test_opposite_triangles_are_those_that_rays_meet(seed: int) -> None:
     points, faces, normals = crumpled_slab(seed)
     least = 0.02
     everywhere = np.ones(len(points), bool)
-    found = thin_places(points, faces, normals, everywhere, everywhere, least)
+    found = thin_places(points, faces, normals, everywhere, least)
     corners = points[faces]
     crossed = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     unit = crossed / np.linalg.norm(crossed, axis=1, keepdims=True)
@@ -65,7 +65,7 @@ def test_moves_leave_the_least_thickness_and_others_are_not_changed() -> None:
     points, faces, normals = crumpled_slab(3)
     least = 0.05
     everywhere = np.ones(len(points), bool)
-    found = thin_places(points, faces, normals, everywhere, everywhere, least)
+    found = thin_places(points, faces, normals, everywhere, least)
     inner = (found.hit >= 0) & (np.abs(points[:, 0]) < 0.4) & (np.abs(points[:, 2]) < 0.25)
     assert inner.sum() > 100
 
@@ -78,7 +78,7 @@ def test_moves_leave_the_least_thickness_and_others_are_not_changed() -> None:
     assert thickness(points + shift).max() < 0
     kept = points + found.kept(points, shift)
     assert thickness(kept).min() > 0.5 * least and np.median(thickness(kept)) > 0.9 * least
-    thick_enough = thin_places(points, faces, normals, everywhere, everywhere, 1e-4)
+    thick_enough = thin_places(points, faces, normals, everywhere, 1e-4)
     np.testing.assert_array_equal(thick_enough.kept(points, -shift), -shift)
     np.testing.assert_array_equal(found.kept(points, shift, np.zeros((len(points), 1))), shift)
 

@@ -106,7 +106,7 @@ def unfolded(patch: Patch, passes: int, guard: ThinGuard | None = None) -> Patch
     Args:
         patch: with the position in the first three columns of its state.
         passes: at most so many; it ends when nothing is folded.
-        guard: keeps thin places.
+        guard: knows thin sheets.
     """
     for _ in range(passes):
         points = patch.points
@@ -114,9 +114,7 @@ def unfolded(patch: Patch, passes: int, guard: ThinGuard | None = None) -> Patch
         if not mesh_kernels.around_wrong(patch.faces, wrong, patch.frozen, around):
             break
         state = patch.state.copy()
-        shift = (neighbor_means(points, patch.edges[0]) - points) / 2
-        shift[~around] = 0
-        state[:, :3] = points + (shift if guard is None else guard.limited(patch, shift, around)[0])
+        state[around, :3] = (points[around] + neighbor_means(points, patch.edges[0])[around]) / 2
         patch = patch.with_state(state)
     return patch
 
@@ -146,7 +144,7 @@ def cut_folds(patch: Patch, rings: int, guard: ThinGuard | None = None) -> Patch
     Args:
         patch: closed. What touches a frozen vertex stays.
         rings: of triangles around every folded one that go too, >= 0.
-        guard: keeps thin places.
+        guard: knows thin sheets.
     """
     points = patch.state[:, :3]
     wrong = folded(points, patch.faces, _trusted(patch, guard))

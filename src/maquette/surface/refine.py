@@ -283,7 +283,7 @@ def _moved(
     parts = np.array([(1 - moment) / (1 - moment**step) for moment in _MOMENTS])
     pace = rate * min(1.0, step * (1 - _MOMENTS[0]))
     advance(state, gradient, options.laplacian, mean, middle, normals, parts, pace, *limits, shift)
-    shift, near = guard.limited(patch, shift, None if step % _SEARCH_EVERY == 1 else np.ones(len(points), bool))
+    shift, near = guard.limited(patch, shift, everywhere=step % _SEARCH_EVERY == 1)
     state[:, _THIN] += (1 - _REMEMBERED) * (near - state[:, _THIN])
     state[near, _LENGTH] = np.minimum(state[near, _LENGTH], _FINE * limits[0])
     state[:, _POSITION] = without_turning(points, shift, patch.faces)

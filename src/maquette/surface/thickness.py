@@ -80,17 +80,16 @@ class ThinPlaces:
 
 
 def thin_places(
-    points: Doubles, all_faces: Faces, normals: Doubles, chosen: NDArray[np.bool_], opposite: NDArray[np.bool_],
-    least: float,
-) -> ThinPlaces:  # fmt: skip
-    """Finds what lies opposite of chosen vertices along its normal, inside the solid.
+    points: Doubles, all_faces: Faces, normals: Doubles, chosen: NDArray[np.bool_], least: float
+) -> ThinPlaces:
+    """Finds what lies opposite of chosen vertices along their normals, inside the solid.
 
     Args:
-        points: `[N, 3]`; all_faces: `[M, 3]`; normals: unit `[N, 3]`; chosen: `[N]`.
-        opposite: corners of the triangles that are looked at, `[N]`: those with one of them.
+        points: `[N, 3]`; all_faces: `[M, 3]`; normals: unit `[N, 3]`.
+        chosen: `[N]`; what lies opposite must have one of them as a corner.
         least: thickness to keep, in world units; opposite sides are looked for up to six times as far.
     """
-    looked_at = np.flatnonzero(opposite[all_faces].any(axis=1))
+    looked_at = np.flatnonzero(chosen[all_faces].any(axis=1))
     faces = all_faces[looked_at]
     reach, crossed = _REACH * least, np.empty((len(faces), 3))
     mesh_kernels.cross(points, faces, crossed)
@@ -134,33 +133,28 @@ class ThinGuard:
         sheets: NDArray[np.bool_] = patch.state[:, self.thin] > _LASTING
         return sheets
 
-    def limited(
-        self, patch: Patch, shift: Doubles, chosen: NDArray[np.bool_] | None = None
-    ) -> tuple[Doubles, NDArray[np.bool_]]:
+    def limited(self, patch: Patch, shift: Doubles, *, everywhere: bool) -> tuple[Doubles, NDArray[np.bool_]]:
         """The shift without what would make confirmed places thinner than allowed, and the vertices at thin places.
 
         Args:
             patch: the surface before; shift: `[N, 3]`.
-            chosen: vertices of places that were thin a while ago, `[N]`: of them, only those are looked at; all
-                vertices when None, which takes longer.
+            everywhere: whether to look for thin places everywhere, or, in less time, where some were a while ago.
         """
-        places = self.places(patch, chosen)
+        places = self.places(patch, everywhere=everywhere)
         if places is None:
             return shift, np.zeros(len(shift), bool)
         return places.kept(patch.points, shift, patch.state[:, self.freedom, None]), places.near()
 
-    def places(self, patch: Patch, chosen: NDArray[np.bool_] | None = None) -> ThinPlaces | None:
-        """Thin places whose sides the maps confirm, None where they confirm nothing; `chosen` as for `limited`."""
+    def places(self, patch: Patch, *, everywhere: bool = True) -> ThinPlaces | None:
+        """Thin places whose sides the maps confirm, None where they confirm nothing; `everywhere` as for `limited`."""
         shown = patch.state[:, self.shown]
         confirmed = shown > _CONFIRMED
-        opposite = confirmed
-        if chosen is not None:
-            opposite = patch.state[:, self.thin] > _KNOWN
-            confirmed = confirmed & chosen & opposite
+        if not everywhere:
+            confirmed &= patch.state[:, self.thin] > _KNOWN
         if not confirmed.any():
             return None
         normals = smooth_normals(patch.points, patch.faces).astype(np.float64)
-        places = thin_places(patch.points, patch.faces, normals, confirmed, opposite, self.least)
+        places = thin_places(patch.points, patch.faces, normals, confirmed, self.least)
         met = (shown[patch.faces[places.hit]] * places.weights).sum(axis=1)
         places.hit[met <= _CONFIRMED] = -1
         return places
