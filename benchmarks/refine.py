@@ -126,6 +126,7 @@ def measure(
         "normals_at_hidden_points": true_cosines[~shown].mean() if (~shown).any() else None,
         "watertight": topology(points, faces).watertight,
         "folded": int(folded(points, faces).sum()),
+        "folded_by_area": int(folded(points, faces, np.zeros(len(points), bool)).sum()),
     }
 
 
@@ -215,11 +216,12 @@ def table(document: dict[str, Any]) -> str:
         "the true surface that at least one of the 8 given views sees (their share beside it); the points of the "
         "result are always all. Ceiling: the same figure of a surface carved by the true depth of the 8 views on a "
         "grid of 224 points (refine_ceiling.py), whose creases are rounded, so that it can be passed. Floor: Chamfer "
-        "distance of two samplings of the true surface.",
+        "distance of two samplings of the true surface. Folded: triangles that face away from their corners' normals "
+        "weighted by area and weighted by angle; by area alone is the check before thin parts were kept.",
         "",
         "| object | Chamfer ball | start | carved | after | floor | normals start | after, all | ceiling | outside "
-        "| ceiling | shown | ceiling | share shown | watertight | folded | seconds | CPU seconds | triangles |",
-        "| --- |" + " ---: |" * 13 + " --- |" + " ---: |" * 4,
+        "| ceiling | shown | ceiling | share shown | watertight | folded | by area alone | seconds | CPU seconds | triangles |",
+        "| --- |" + " ---: |" * 13 + " --- |" + " ---: |" * 5,
     ]
     ceilings = CEILINGS if CEILINGS.is_file() else None
     known = {} if ceilings is None else {r["object"]: r for r in json.loads(ceilings.read_text())["objects"]}
@@ -233,7 +235,7 @@ def table(document: dict[str, Any]) -> str:
         f"{r['chamfer']:.4f} | {r['chamfer_floor']:.4f} | {r['normals_before']:.3f} | {r['normals']:.3f} | "
         f"{ceiling(r, 'all')} | {r['visible_normals']:.3f} | {ceiling(r, 'outside')} | "
         f"{r['shown_normals']:.3f} | {ceiling(r, 'shown')} | {r['shown_share']:.2f} | "
-        f"{'yes' if r['watertight'] else 'no'} | {r['folded']} | "
+        f"{'yes' if r['watertight'] else 'no'} | {r['folded']} | {r.get('folded_by_area', '')} | "
         f"{r['seconds']:.0f} | {r['cpu_seconds']:.0f} | {r['triangles']:,} |"
         for r in rows
     ]
