@@ -220,7 +220,8 @@ def table(document: dict[str, Any]) -> str:
         "weighted by area and weighted by angle; by area alone is the check before thin parts were kept.",
         "",
         "| object | Chamfer ball | start | carved | after | floor | normals start | after, all | ceiling | outside "
-        "| ceiling | shown | ceiling | share shown | watertight | folded | by area alone | seconds | CPU seconds | triangles |",
+        "| ceiling | shown | ceiling | share shown | watertight | folded | by area alone | seconds | CPU seconds "
+        "| triangles |",
         "| --- |" + " ---: |" * 13 + " --- |" + " ---: |" * 5,
     ]
     ceilings = CEILINGS if CEILINGS.is_file() else None
