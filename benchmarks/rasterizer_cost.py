@@ -35,7 +35,7 @@ TENSOR_FLOATS_OF_GROUP = 32 * 2 * 16 * 8 * 8  # 32 products of 16 x 8 by 8 x 8 f
 COPIES, BATCH, GROUP = 16, 128, 16  # as in gaussian_bin.cu, gaussian_stage.cuh, gaussian_blend_backward.cu
 LOG2_MIN_ALPHA, QUADRANT_SLACK = math.log2(MIN_ALPHA), 0.01
 PACKED_TILES = 32  # a rectangle of more tiles is walked twice
-COUNTED = 7
+COUNTED = 8
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ RECORD = Work(fused=2, single=2, select=2, other=60)  # depth, share in the warp
 CANDIDATE = Work(fused=107, single=85, select=15, special=8)  # projection of what is in front and not faint
 FOOTPRINT = Work(fused=72, single=38, select=26, special=20)
 RECTANGLE_TILE = Work(fused=14, single=21, select=20, special=8, other=45)  # `columns` and the search of the owner
-SEGMENT = Work(other=120)  # a tile in allocate_segments
+SEGMENT = Work(other=120)  # a tile in allocate_segments, a word in number_rows
 WRITTEN_RECORD, WRITTEN_PAIR = Work(other=20), Work(other=12)
 SORTED_TILE, SORTED_PAIR = Work(other=128 * 160), Work(other=40)  # a block of 128 threads, its buckets
 STAGED = Work(fused=24, single=53, select=66, special=3, other=65)  # four tests of a quadrant, four lists
@@ -96,6 +96,7 @@ class Counts:
         groups: of up to 16 walked pairs.
         open_evaluations: walked Gaussians times pixels that are not done yet.
         contributions: those with alpha from 1/255.
+        rows: visible records that are staged and reach a quadrant: with a row of gradients.
     """
 
     gaussians: int
@@ -116,6 +117,7 @@ class Counts:
     groups: int
     open_evaluations: int
     contributions: int
+    rows: int
 
     @property
     def evaluations(self) -> int:
@@ -164,8 +166,8 @@ def evaluate(splat: Any, left: int, top: int, light: Any) -> tuple[int, int, int
 
 @numba.njit
 def walk(splats: Any, tile_starts: Any, gaussians: Any, tiles_x: int) -> Any:
-    """Walks the tiles of a view as the blend kernels do; returns what the last seven fields of `Counts` count."""
-    sums = np.zeros(COUNTED, np.int64)
+    """Walks the tiles of a view as the blend kernels do; returns what the last eight fields of `Counts` count."""
+    sums, with_row = np.zeros(COUNTED, np.int64), np.zeros(len(splats), np.bool_)
     for tile in range(len(tile_starts) - 1):
         light, open_pixels = np.ones((4, 64)), np.full(4, 64)
         end = tile_starts[tile + 1]
@@ -182,6 +184,7 @@ def walk(splats: Any, tile_starts: Any, gaussians: Any, tiles_x: int) -> Any:
                     if not reaches(splats[n], left, top):
                         continue
                     sums[1] += 1
+                    with_row[n] = True
                     if listed % GROUP == 0:
                         walking = open_pixels[quadrant] > 0
                         sums[4] += walking
@@ -194,6 +197,7 @@ def walk(splats: Any, tile_starts: Any, gaussians: Any, tiles_x: int) -> Any:
                     sums[3] += reached > 0
                     sums[5] += was_open
                     sums[6] += reached
+    sums[7] = with_row.sum()
     return sums
 
 
@@ -267,7 +271,7 @@ def kernels_of(counts: Counts) -> dict[str, Kernel]:
     """The kernels in the order of their launches; every array is moved once, what is added to once in and once out."""
     counters, segments = 2 * 4 * COPIES * counts.tiles, 2 * 4 * counts.tiles
     inputs = 4 * (3 + 4 + 3 + 1)  # bytes of a Gaussian without its colour
-    seen = 8 * counts.records // 32
+    seen, words = 8 * counts.records // 32, 8 * counts.visible // 32
     blended = 4 * counts.pairs + 32 * counts.visible + 12 * counts.gaussians + segments
     shown = counts.occupied_tiles * TILE**2
     staged = (counts.staged_pairs, STAGED)
@@ -298,17 +302,20 @@ def kernels_of(counts: Counts) -> dict[str, Kernel]:
             ((counts.occupied_tiles, SORTED_TILE), (counts.pairs, SORTED_PAIR)),
         ),
         "blend_forward": Kernel(
-            blended + 4 * 5 * counts.pixels, (staged, (counts.evaluations, FORWARD), (counts.pixels, FORWARD_PIXEL))
+            blended + 2 * words + 4 * 5 * counts.pixels,
+            (staged, (counts.evaluations, FORWARD), (counts.pixels, FORWARD_PIXEL)),
+            atomics=counts.staged_pairs,
         ),
+        "number_rows": Kernel(2 * words, ((counts.visible // 32, SEGMENT),)),
         "blend_backward": Kernel(
-            blended + 2 * 40 * counts.visible + 2 * 4 * 5 * shown,
+            blended + words + 2 * 40 * counts.rows + 2 * 4 * 5 * shown,
             (staged, (counts.evaluations, BACKWARD), (counts.groups, BACKWARD_GROUP), (shown, BACKWARD_PIXEL)),
             atomics=3 * counts.adding_pairs,
             tensor_floats=counts.groups * TENSOR_FLOATS_OF_GROUP,
         ),
         "project_backward": Kernel(
-            (2 * inputs + 12) * counts.gaussians + seen + 40 * counts.visible,
-            ((counts.visible, RECORD_BACKWARD), (counts.gaussians, GAUSSIAN_BACKWARD)),
+            (2 * inputs + 12) * counts.gaussians + seen + words + 40 * counts.rows,
+            ((counts.rows, RECORD_BACKWARD), (counts.gaussians, GAUSSIAN_BACKWARD)),
         ),
     }
 

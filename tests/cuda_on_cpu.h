@@ -122,6 +122,7 @@ uint16_t convert<uint16_t>(float x) {  // cvt.rn.bf16.f32
 #define __syncthreads() block_barrier.wait(block_threads)
 #define __syncwarp() exchange(0)
 #define __threadfence_system()
+#define __threadfence()
 
 // What every thread of the block said.
 static int block_votes(int vote) {

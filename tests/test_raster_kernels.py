@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cuda_on_cpu import rasterizer_on_cpu
-from maquette.raster import cuda, cuda_bins
+from maquette.raster import cuda, cuda_bins, cuda_landing
 from raster_scenes import Scene, surface_scene, wild_scene
 from test_raster_cuda import piled_scene
 from test_raster_gaussians import assert_gradients_close, assert_images_close
@@ -140,6 +140,44 @@ def test_gradients_of_images_in_any_layout(layout: str) -> None:
     _, expected = run(scene, [image.contiguous() for image in upstream])
     _, gradients = run(scene, upstream)
     assert all(torch.equal(a, b) for a, b in zip(gradients, expected, strict=True))
+
+
+def test_second_backward_pass() -> None:
+    """The lists are made anew, and without blending nobody knows what a pixel may see."""
+    scene = surface_scene(batch=2, views=2, count=80, height=32, width=32, seed=6)
+    upstream = scene.upstream()
+    values = [value.requires_grad_() for value in scene.values]
+    images = scene.render("cuda")
+    first = torch.autograd.grad(images, values, upstream, retain_graph=True)
+    for a, b in zip(first, torch.autograd.grad(images, values, upstream), strict=True):
+        assert a.any() and (a - b).norm() <= 1e-5 * a.norm()
+
+
+def test_gradients_take_room_only_for_what_pixels_may_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In front of an opaque wall that fills the picture: the first 128 of every tile, or a few more."""
+    scene = piled_scene(1500, False)
+    scene = scene.replace(scales=20 * scene.values[2], opacities=torch.full_like(scene.values[3], 0.95))
+    found: list[list[int]] = []
+    wait = cuda_landing.Ticket.wait
+    monkeypatch.setattr(cuda_landing.Ticket, "wait", lambda *args: found.append(wait(*args)) or found[-1])
+    _, gradients = run(scene, scene.upstream())
+    (*_, visible), (rows, *_) = (numbers[:5] for numbers in found)
+    assert visible == 1500
+    seen = int((gradients[3] != 0).sum())
+    assert 0 < seen <= rows < 600
+
+
+def test_numbers_that_do_not_land_are_asked_for() -> None:
+    ticket = cuda_landing.new_ticket(torch.device("cpu"))
+    numbers = list(range(10, 10 + cuda_landing.NUMBERS))
+    assert ticket.wait(lambda: [5]) == [5], "nothing has landed"
+    ticket.cell[:] = [ticket.number, *numbers, ticket.number]
+    assert ticket.wait(lambda: [5]) == numbers
+    ticket.cell[0] = ticket.number + 1024  # a later kernel has begun to write
+    assert ticket.wait(lambda: [5]) == [5]
+    tickets = [cuda_landing.new_ticket(torch.device("cpu")) for _ in range(1024)]
+    assert len({other.address for other in tickets}) == 1024
+    assert tickets[-1].address == ticket.address
 
 
 def test_without_gradients_the_image_is_the_same() -> None:

@@ -24,9 +24,11 @@ from maquette.raster.cuda_bins import (
     MAX_PARTS,
     MAX_TILES_PER_VIEW,
     Bins,
+    Counters,
     Part,
     Shape,
     bin_gaussians,
+    number_rows,
     shape_of,
 )
 from maquette.raster.nvrtc import launch, load_kernels
@@ -143,7 +145,8 @@ class _Rasterize(torch.autograd.Function):
             images = _empty_images(shape, values[0])  # before the GPU has to wait for the host
             cameras, items_per_part = (world_to_camera, intrinsics), _items_per_part(shape, values[4:])
             bins = bin_gaussians(shape, values[:5], cameras, *settings, items_per_part)
-            _blend(shape, bins, values[4], background, images)
+            _blend(shape, bins, values[4], background, images, mark_rows=differentiable)
+            ticket = number_rows(bins) if differentiable else None
             extra = []
             for group in values[5:]:
                 again = _empty_images(shape, group)  # depth and alpha once more, unused
@@ -152,7 +155,7 @@ class _Rasterize(torch.autograd.Function):
         if not differentiable:
             return (*images, *extra)
         ctx.set_materialize_grads(False)
-        ctx.shape, ctx.settings, ctx.bins = shape, settings, bins
+        ctx.shape, ctx.settings, ctx.bins, ctx.ticket = shape, settings, bins, ticket
         ctx.save_for_backward(world_to_camera, intrinsics, *images, *values, *extra)
         return (*images, *extra)
 
@@ -165,27 +168,31 @@ class _Rasterize(torch.autograd.Function):
         shape, settings = ctx.shape, ctx.settings
         with torch.cuda.device(gaussians[0].device):
             # The bins are let go as soon as they are used, to save memory; a second backward pass makes them again.
-            bins, ctx.bins = ctx.bins, None
+            bins, ctx.bins, ticket = ctx.bins, None, ctx.ticket
             if bins is None:
                 items_per_part = _items_per_part(shape, saved[9 : 10 + count])
                 bins = bin_gaussians(shape, gaussians, cameras, settings[0], settings[1], items_per_part)
-            buffer = images[0].new_empty(max(part.visible for part in bins.parts) * _GRADIENT_FLOATS)
+                bins.counters.row_words()[:, 1] = -1  # all may be seen
+                ticket = number_rows(bins)
+            parts, seen, counters = bins.parts, bins.seen, bins.counters
+            row_counts = [0] * len(parts) if ticket is None else ticket.wait(counters.read_row_totals)[: len(parts)]
+            buffer = images[0].new_empty(max(row_counts) * _GRADIENT_FLOATS)
             gradients: list[Tensor] = []
             group_gradients: list[Tensor | None] = [None] * len(groups)
-            own, parts, seen = None, bins.parts, bins.seen
-            for part in parts:
-                sums = buffer[: part.visible * _GRADIENT_FLOATS].zero_()
+            own = None
+            for part, row_count in zip(parts, row_counts, strict=True):
+                sums = buffer[: row_count * _GRADIENT_FLOATS].zero_()
                 for i, (group, image, gradient) in enumerate(zip(groups, extra, upstream[3:], strict=True)):
                     if gradient is not None:
                         _blend_backward(shape, bins, part, group, (image, *images[1:]), (gradient, None, None), sums)
-                        group_gradients[i] = _take_channel_gradients(shape, seen, sums, group)
+                        group_gradients[i] = _take_channel_gradients(shape, seen, counters, sums, group)
                 _blend_backward(shape, bins, part, gaussians[4], images, upstream[:3], sums)
                 if gaussians[4].ndim == 4:
-                    own = _take_channel_gradients(shape, seen, sums, gaussians[4])
+                    own = _take_channel_gradients(shape, seen, counters, sums, gaussians[4])
                 if part is parts[-1]:
                     del bins
                 gradients = gradients or [torch.empty_like(value) for value in (*gaussians[:4], gaussians[0])]
-                _project_backward(shape, part, gaussians, cameras, seen, sums, gradients, *settings)
+                _project_backward(shape, part, gaussians, cameras, seen, counters.rows, sums, gradients, *settings)
         colors = gradients[4] if own is None else own
         return (*[None] * 7, *gradients[:4], colors, *group_gradients)
 
@@ -197,16 +204,22 @@ def _items_per_part(shape: Shape, channels: tuple[Tensor, ...]) -> int:
     return max(1, math.ceil(shape.items / max(1, min(shape.records // _RECORDS_PER_PART, MAX_PARTS))))
 
 
-def _take_channel_gradients(shape: Shape, seen: Tensor, sums: Tensor, like: Tensor) -> Tensor:
-    """Gradients of three channels `[B, N, 3]` or `[B, V, N, 3]`, taken out of the gradients of all records."""
-    rows = sums[: sums.numel() // _GRADIENT_FLOATS * 8].view(-1, 8)[:, 4 : 4 + CHANNELS]
-    first, bits = seen[..., :1].long(), seen[..., 1:].long()  # [BV, W, 1] each
-    visible = bits >> torch.arange(32, device=bits.device) & 1
-    slots = torch.where(visible > 0, first + visible.cumsum(-1) - 1, -1).flatten(1)[:, : shape.count]
-    filled = torch.cat([rows, rows.new_zeros(1, CHANNELS)])  # the last row is that of the culled ones
-    rows.zero_()
-    each = filled[slots].view(shape.items, shape.views, shape.count, CHANNELS)
+def _take_channel_gradients(shape: Shape, seen: Tensor, counters: Counters, sums: Tensor, like: Tensor) -> Tensor:
+    """Gradients of three channels `[B, N, 3]` or `[B, V, N, 3]`, taken out of the gradients by row."""
+    slots, rows = _numbers(seen)[:, : shape.count], _numbers(counters.row_words()).flatten()
+    rows = torch.cat([rows, rows.new_full((1,), -1)])  # for those without a slot; -1 is the last one
+    taken = sums[: sums.numel() // _GRADIENT_FLOATS * 8].view(-1, 8)[:, 4 : 4 + CHANNELS]
+    filled = torch.cat([taken, taken.new_zeros(1, CHANNELS)])  # the last row is for those without one
+    taken.zero_()
+    each = filled[rows[slots]].view(shape.items, shape.views, shape.count, CHANNELS)
     return each if like.ndim == 4 else each.sum(1)
+
+
+def _numbers(ranked: Tensor) -> Tensor:
+    """Numbers of all neighbours of `Ranked` words `[..., W, 2]`, -1 for those that have none: `[..., 32 * W]`."""
+    first, bits = ranked[..., :1].long(), ranked[..., 1:].long()
+    chosen = bits >> torch.arange(32, device=bits.device) & 1
+    return torch.where(chosen > 0, first + chosen.cumsum(-1) - 1, -1).flatten(-2)
 
 
 def _empty_images(shape: Shape, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -214,12 +227,20 @@ def _empty_images(shape: Shape, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return like.new_empty(*size[:2], 3, *size[2:]), like.new_empty(size), like.new_empty(size)
 
 
-def _blend(shape: Shape, bins: Bins, colors: Tensor, background: Tensor, images: tuple[Tensor, ...]) -> None:
-    """Writes the colour, depth and alpha images."""
+def _blend(
+    shape: Shape,
+    bins: Bins,
+    colors: Tensor,
+    background: Tensor,
+    images: tuple[Tensor, ...],
+    *,
+    mark_rows: bool = False,
+) -> None:
+    """Writes the colour, depth and alpha images; on demand marks the slots that a pixel may see."""
     kernel = load_kernels("gaussian_blend.cu", ("blend_forward",))["blend_forward"]
     lists = (bins.pairs, bins.starts, bins.ends)
-    sources = (bins.records, colors, background)
-    launch(kernel, shape.tiles, _BLEND_THREADS, *sources, *lists, *images, *shape.blend_arguments(colors))
+    sources, rows = (bins.records, colors, background), bins.counters.rows if mark_rows else None
+    launch(kernel, shape.tiles, _BLEND_THREADS, *sources, *lists, rows, *images, *shape.blend_arguments(colors))
 
 
 def _blend_backward(
@@ -231,7 +252,7 @@ def _blend_backward(
     upstream: tuple[Tensor | None, ...],
     gradients: Tensor,
 ) -> None:
-    """Adds to the gradients of the visible records: eight floats each, then two, see gaussian_blend_backward.cu."""
+    """Adds to the gradients of the rows: eight floats each, then two, see gaussian_blend_backward.cu."""
     images_in, steps = _by_steps(upstream)
     kernel = load_kernels("gaussian_blend_backward.cu", ("blend_backward",))["blend_backward"]
     tiles_per_item = shape.views * shape.tiles_per_view
@@ -244,13 +265,13 @@ def _blend_backward(
         bins.pairs,
         bins.starts,
         bins.ends,
+        bins.counters.rows,
         *images,
         *images_in,
         *steps,
         gradients,
         _second_part(gradients),
         part.first_item * tiles_per_item,
-        part.first_slot,
         *shape.blend_arguments(colors),
     )
 
@@ -290,6 +311,7 @@ def _project_backward(
     gaussians: tuple[Tensor, ...],
     cameras: tuple[Tensor, ...],
     seen: Tensor,
+    rows: int,
     sums: Tensor,
     gradients: list[Tensor],
     scale_modifier: float,
@@ -305,11 +327,11 @@ def _project_backward(
         *gaussians[:4],
         *cameras,
         seen,
+        rows,
         sums,
         _second_part(sums),
         *gradients,
         part.first_item,
-        part.first_slot,
         shape.count,
         shape.views,
         shape.warps_per_view,

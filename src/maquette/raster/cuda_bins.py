@@ -6,13 +6,8 @@ wait for it, and looks at the true numbers afterwards: if there are more, it beg
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import math
-import os
-import sys
-import threading
-import time
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -21,6 +16,7 @@ import torch
 from torch import Tensor
 
 from maquette.errors import UnsupportedError
+from maquette.raster.cuda_landing import NUMBERS, Ticket, new_ticket
 from maquette.raster.nvrtc import current_stream, launch, load_kernels
 
 TILE = 16
@@ -42,12 +38,9 @@ _PROJECT_THREADS = 256
 _WARP = 32
 _SEGMENT_THREADS = 1024
 _RECORD_FLOATS = 8
-_TOTALS = 4 + MAX_PARTS
-"""Pairs, medium tiles, large tiles and their pairs, visible Gaussians of each part; as in gaussian_bin.cu."""
 _COPIES = 16
 """Counters of each tile; as in gaussian_bin.cu."""
-_POLLS = 10_000
-
+_ROWS_THREADS = 1024
 _NEEDS: dict[tuple[int | None, Shape, int], Needs] = {}
 """What recent calls needed, by device, shape and items per part."""
 _MAX_SHAPES = 256
@@ -121,12 +114,70 @@ shape_of = functools.lru_cache(_MAX_SHAPES)(Shape)
 
 
 class Part(NamedTuple):
-    """Items of a batch that go backward together: the first one, how many, and the same of their records."""
+    """Items of a batch that go backward together: the first one, and how many."""
 
     first_item: int
     items: int
-    first_slot: int
-    visible: int
+
+
+class Counters(NamedTuple):
+    """Numbers that begin at zero, one behind the other.
+
+    - Totals of binning, 8 of 64 bits: pairs, medium tiles, large tiles and their pairs, visible Gaussians of each part.
+    - Totals of rows, 8 of 64 bits: rows of each part, and what counting them needs.
+    - Words for 32 slots, each two numbers of 32 bits: the row of gradients of the first, which `number_rows` adds, and
+      bits of the slots that a pixel may see, which blending sets; see `Ranked` in gaussian_common.cuh.
+    - Cursors of the tiles, several for each, which begin as counts.
+
+    Attributes:
+        memory: int32.
+        words: for 32 slots each.
+    """
+
+    memory: Tensor
+    words: int
+
+    @staticmethod
+    def for_shape(shape: Shape, device: torch.device, words: int) -> Counters:
+        """Counters for so many words of slots."""
+        size = 4 * NUMBERS + 2 * words + _COPIES * shape.tiles
+        return Counters(torch.zeros(size, dtype=torch.int32, device=device), words)
+
+    @property
+    def totals(self) -> int:
+        """Address of the totals of binning."""
+        return self.memory.data_ptr()
+
+    @property
+    def row_totals(self) -> int:
+        """Address of the totals of rows."""
+        return self.totals + 8 * NUMBERS
+
+    @property
+    def rows(self) -> int:
+        """Address of the words."""
+        return self.totals + 16 * NUMBERS
+
+    @property
+    def cursors(self) -> int:
+        """Address of the cursors."""
+        return self.rows + 8 * self.words
+
+    def row_words(self) -> Tensor:
+        """The words, `[W, 2]`: row of the first, and bits."""
+        return self.memory[4 * NUMBERS :][: 2 * self.words].view(-1, 2)
+
+    def read_totals(self) -> list[int]:
+        """The totals of binning, for which the host waits."""
+        return self._read(0)
+
+    def read_row_totals(self) -> list[int]:
+        """The totals of rows, for which the host waits."""
+        return self._read(2 * NUMBERS)
+
+    def _read(self, start: int) -> list[int]:
+        numbers: list[int] = self.memory[start : start + 2 * NUMBERS].view(torch.int64).tolist()
+        return numbers
 
 
 class Bins(NamedTuple):
@@ -138,9 +189,10 @@ class Bins(NamedTuple):
         pairs: slots of records, int32.
         records: address of the records by slot, `[S, 8]` float32, see gaussian_common.cuh.
         starts, ends: addresses of the tiles' segments, `[T]` int32.
-        seen: slots of the visible ones of every 32 Gaussians, `[BV, W, 2]` int32, see `Seen` in gaussian_common.cuh.
+        seen: slots of the visible ones of every 32 Gaussians, `[BV, W, 2]` int32, see `Ranked` in gaussian_common.cuh.
+        counters: among them those of the rows of gradients.
         parts: of the batch.
-        memory: the allocations of the addresses.
+        kept: the allocation of the other addresses.
     """
 
     pairs: Tensor
@@ -148,8 +200,9 @@ class Bins(NamedTuple):
     starts: int
     ends: int
     seen: Tensor
+    counters: Counters
     parts: tuple[Part, ...]
-    memory: tuple[Tensor, ...]
+    kept: Tensor
 
 
 def bin_gaussians(
@@ -193,32 +246,35 @@ def _try_bin(
     kernels = load_kernels("gaussian_bin.cu", ("project_and_count", "allocate_segments", "write_pairs"))
     device, stream = cameras[0].device, current_stream()
     views_per_part = items_per_part * shape.views
-    slots_per_part = views_per_part * shape.count if granted is None else granted.visible
+    slots_per_part = _WARP * math.ceil((views_per_part * shape.count if granted is None else granted.visible) / _WARP)
     firsts = range(0, shape.items, items_per_part)
-    room = _Room.for_shape(shape, device, len(firsts) * slots_per_part)
+    slots = len(firsts) * slots_per_part
+    room, counters = _Room.for_shape(shape, device, slots), Counters.for_shape(shape, device, slots // _WARP)
     blocks_per_view = math.ceil(shape.count / _PROJECT_THREADS)
     grid, tiles = shape.images * blocks_per_view, shape.tiles
     sizes = (blocks_per_view, tiles, shape.width, shape.height)
     settings = (shape.image_width, shape.image_height, int(antialiased), scale_modifier)
     probed = gaussians if gaussians[4].ndim == 3 else (*gaussians[:4], gaussians[0])  # colours of views are not probed
-    outputs = (room.records, room.depths, room.seen, room.packed_tiles, room.cursors, room.totals)
+    outputs = (room.records, room.depths, room.seen, room.packed_tiles, counters.cursors, counters.totals)
     counts = (shape.count, shape.views, views_per_part, slots_per_part)
     project = kernels["project_and_count"]
     launch(project, grid, _PROJECT_THREADS, *probed, *cameras, *outputs, *counts, *sizes, *settings, stream=stream)
-    lists = (room.cursors, room.starts, room.totals, room.medium, room.large, room.scratch_starts)
+    lists = (counters.cursors, room.starts, counters.totals, room.medium, room.large, room.scratch_starts)
     limits = (tiles, MEDIUM_TILE_PAIRS, LARGE_TILE_PAIRS)
     segment_grid = math.ceil(tiles / _SEGMENT_THREADS)
     launch(kernels["allocate_segments"], segment_grid, _SEGMENT_THREADS, *lists, *limits, stream=stream)
-    capacity = _checked(room.read_totals()[0]) if granted is None else granted.pairs
+    capacity = _checked(counters.read_totals()[0]) if granted is None else granted.pairs
     pairs = torch.empty(capacity, dtype=torch.int32, device=device)
-    landing = _LANDINGS.on(device)
-    listed = (room.records, room.seen, room.packed_tiles, room.cursors, pairs, capacity)
-    report = (room.totals, landing.address, landing.new_ticket())
+    ticket = new_ticket(device)
+    listed = (room.records, room.seen, room.packed_tiles, counters.cursors, pairs, capacity)
+    report = (counters.totals, ticket.address, ticket.number)
     launch(kernels["write_pairs"], grid, _PROJECT_THREADS, *listed, *report, shape.count, *sizes, stream=stream)
-    segments = (pairs, room.depths, room.records, room.starts, room.ends)
+    ends = counters.cursors + 4 * (_COPIES - 1) * tiles  # where the last cursor of each tile stops
+    segments = (pairs, room.depths, room.records, room.starts, ends)
     sorts = load_kernels("gaussian_sort.cu", ("sort_small", "sort_medium", "sort_large"))
     launch(sorts["sort_small"], tiles, 128, *segments, capacity, stream=stream)
-    num_pairs, num_medium, num_large, large_pairs, *visible = landing.wait() if grid else [0] * _TOTALS
+    totals = ticket.wait(counters.read_totals) if grid else [0] * NUMBERS
+    num_pairs, num_medium, num_large, large_pairs, *visible = totals
     needs = Needs(_checked(num_pairs), max(visible))
     if num_pairs > capacity or needs.visible > slots_per_part:
         return None, needs
@@ -228,32 +284,41 @@ def _try_bin(
         scratch = torch.empty(large_pairs, dtype=torch.int64, device=device)
         listed_tiles = (room.large, room.scratch_starts)
         launch(sorts["sort_large"], num_large, 1024, pairs, scratch, *segments[1:], *listed_tiles, stream=stream)
-    parts = (
-        Part(first, min(items_per_part, shape.items - first), i * slots_per_part, visible[i])
-        for i, first in enumerate(firsts)
-    )
-    kept = (room.kept, room.counters)
-    return Bins(pairs, room.records, room.starts, room.ends, room.seen, tuple(parts), kept), needs
+    parts = tuple(Part(first, min(items_per_part, shape.items - first)) for first in firsts)
+    return Bins(pairs, room.records, room.starts, ends, room.seen, counters, parts, room.kept), needs
+
+
+def number_rows(bins: Bins) -> Ticket | None:
+    """Gives the slots whose bits are set a row of gradients each.
+
+    Returns:
+        For the numbers of rows of all parts; None when there is no slot.
+    """
+    counters, words = bins.counters, bins.counters.words // len(bins.parts)
+    if words == 0:
+        return None
+    kernel = load_kernels("gaussian_bin.cu", ("number_rows",))["number_rows"]
+    blocks, ticket = math.ceil(words / _ROWS_THREADS), new_ticket(bins.pairs.device)
+    sizes = (words, blocks, ticket.address, ticket.number)
+    launch(kernel, len(bins.parts) * blocks, _ROWS_THREADS, counters.rows, counters.row_totals, *sizes)
+    return ticket
 
 
 class _Room(NamedTuple):
-    """Memory for binning: what is kept, what is not, and numbers that begin at zero, with the addresses therein.
+    """Memory for binning: what is kept and what is not, with the addresses therein.
 
     Attributes:
-        kept, passing, counters: the allocations, int32.
+        kept, passing: the allocations, int32.
         seen: as in `Bins`.
         records, starts: as in `Bins`, in `kept`.
         packed_tiles, depths: of each Gaussian of each view, `[BV * N]` of 8 bytes, and of each record, `[S]` of 4
             bytes, in `passing`.
         medium, large, scratch_starts: medium and large tiles, and the starts of the latter in the scratch space,
             `[T]` int32 each, in `passing`.
-        totals: 64-bit sums, in `counters`, and behind them cursors: several for each tile, which begin as counts.
-        ends: where the last cursor of each tile stops.
     """
 
     kept: Tensor
     passing: Tensor
-    counters: Tensor
     seen: Tensor
     records: int
     starts: int
@@ -262,9 +327,6 @@ class _Room(NamedTuple):
     medium: int
     large: int
     scratch_starts: int
-    totals: int
-    cursors: int
-    ends: int
 
     @staticmethod
     def for_shape(shape: Shape, device: torch.device, slots: int) -> _Room:
@@ -272,74 +334,12 @@ class _Room(NamedTuple):
         count, tiles = shape.records, shape.tiles
         kept = torch.empty(_RECORD_FLOATS * slots + tiles, dtype=torch.int32, device=device)
         passing = torch.empty(2 * count + slots + 3 * tiles, dtype=torch.int32, device=device)
-        counters = torch.zeros(2 * _TOTALS + _COPIES * tiles, dtype=torch.int32, device=device)
         seen = torch.empty(shape.images, shape.warps_per_view, 2, dtype=torch.int32, device=device)
-        records, packed_tiles, totals = kept.data_ptr(), passing.data_ptr(), counters.data_ptr()
+        records, packed_tiles = kept.data_ptr(), passing.data_ptr()
         starts, depths = records + 4 * _RECORD_FLOATS * slots, packed_tiles + 8 * count
         medium = depths + 4 * slots
         lists = (medium, medium + 4 * tiles, medium + 8 * tiles)
-        cursors = totals + 8 * _TOTALS
-        ends = cursors + 4 * (_COPIES - 1) * tiles
-        addresses = (records, starts, packed_tiles, depths, *lists, totals, cursors, ends)
-        return _Room(kept, passing, counters, seen, *addresses)
-
-    def read_totals(self) -> list[int]:
-        """The totals, for which the host waits."""
-        totals: list[int] = self.counters[: 2 * _TOTALS].view(torch.int64).tolist()
-        return totals
-
-
-class _Landing:
-    """Page-locked memory where a kernel leaves the totals, so that the host needs no call of the driver to get them."""
-
-    def __init__(self, pinned: bool) -> None:
-        self._memory = torch.zeros(_TOTALS + 1, dtype=torch.int64, pin_memory=pinned)
-        self.address = self._memory.data_ptr()
-        self._numbers = (ctypes.c_int64 * (_TOTALS + 1)).from_address(self.address)
-        self._ticket = 0
-
-    def new_ticket(self) -> int:
-        """What the kernel writes behind the totals when they are there."""
-        self._ticket += 1
-        return self._ticket
-
-    def wait(self) -> list[int]:
-        """The totals of the last ticket. Other threads of Python may run meanwhile.
-
-        Raises:
-            torch.AcceleratorError: a kernel failed.
-        """
-        for _ in range(_POLLS):
-            if self._numbers[_TOTALS] == self._ticket:
-                break
-            _let_others_run()
-        else:
-            torch.cuda.current_stream().synchronize()
-        return self._numbers[:_TOTALS]
-
-
-def _let_others_run() -> None:
-    """Lets go of the interpreter for a moment."""
-    if sys.platform == "win32":
-        time.sleep(0)  # elsewhere it takes 80 microseconds
-    else:
-        os.sched_yield()
-
-
-class _LandingsOfThread(threading.local):
-    """One per device, kept: a thread reads the numbers of a call before its next one."""
-
-    def __init__(self) -> None:
-        self._landings: dict[int | None, _Landing] = {}
-
-    def on(self, device: torch.device) -> _Landing:
-        landing = self._landings.get(device.index)
-        if landing is None:
-            landing = self._landings[device.index] = _Landing(device.type == "cuda")
-        return landing
-
-
-_LANDINGS = _LandingsOfThread()
+        return _Room(kept, passing, seen, records, starts, packed_tiles, depths, *lists)
 
 
 def _checked(num_pairs: int) -> int:

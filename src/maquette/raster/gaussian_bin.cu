@@ -6,7 +6,7 @@ namespace {
 
 // Atomics on one address wait for each other, so every tile has several counters, which the blocks take turns with.
 constexpr u32 COPIES = 16;  // as in cuda_bins.py
-constexpr int TOTALS = 8;   // as in cuda_bins.py
+constexpr int PARTS = 4;     // as in cuda_bins.py
 constexpr float CULL_SLACK = 0.02f;  // in log2(alpha): culling errs on the side of keeping
 
 // A float whose products and sums the compiler must not fuse: counting and writing must agree on every tile.
@@ -159,7 +159,7 @@ __device__ __forceinline__ float finite_probe(float3 p) { return p.x * 0.0f + p.
 
 // Consecutive slots for the threads of a block of 256 with `wanted`, from `first` on and a counter that several blocks
 // share. From `capacity` on there are none.
-__device__ __forceinline__ Seen take_slots(bool wanted, u64* counter, u32 first, u32 capacity) {
+__device__ __forceinline__ Ranked take_slots(bool wanted, u64* counter, u32 first, u32 capacity) {
     __shared__ u32 counts[8];
     __shared__ u32 base;
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
@@ -210,7 +210,7 @@ extern "C" __global__ void __launch_bounds__(256)
 project_and_count(const float* __restrict__ means, const float4* __restrict__ quats, const float* __restrict__ scales,
                   const float* __restrict__ opacities, const float* __restrict__ colors,
                   const float4* __restrict__ world_to_camera, const float* __restrict__ intrinsics, float4* records,
-                  u32* depths, Seen* seen, uint2* tiles, u32* counts, u64* totals, int count, int views,
+                  u32* depths, Ranked* seen, uint2* tiles, u32* counts, u64* totals, int count, int views,
                   int images_per_part, u32 slots_per_part, int blocks_per_view, int tiles_of_all, int width, int height,
                   int image_width, int image_height, int antialiased, float scale_modifier) {
     __shared__ u32 reached[256];
@@ -251,11 +251,11 @@ project_and_count(const float* __restrict__ means, const float4* __restrict__ qu
         }
     }
     const u32 lane = threadIdx.x & 31;
-    const Seen own = take_slots(visible, totals + 4 + part, part * slots_per_part, slots_per_part);
+    const Ranked own = take_slots(visible, totals + 4 + part, part * slots_per_part, slots_per_part);
     if (lane == 0) seen[(size_t)blockIdx.x * 8 + (threadIdx.x >> 5)] = own;
     visible = own.has(lane);
     if (visible) {
-        const size_t slot = own.slot(lane);
+        const size_t slot = own.number(lane);
         records[2 * slot] = r0;
         records[2 * slot + 1] = r1;
         depths[slot] = __float_as_uint(r1.z);
@@ -312,22 +312,17 @@ allocate_segments(u32* cursors, u32* starts, u64* totals, int* medium_tiles, int
 }
 
 // Writes the slot of every visible Gaussian into the segments of its tiles; cursors end at segment ends. What
-// lies behind `capacity` is left out: the host then sees that there are more pairs, and begins again. `landing` is memory
-// of the host: it gets the totals, and then `ticket`.
+// lies behind `capacity` is left out: the host then sees that there are more pairs, and begins again. The totals land.
 extern "C" __global__ void __launch_bounds__(256)
-write_pairs(const float4* __restrict__ records, const Seen* __restrict__ seen, const uint2* __restrict__ tiles,
-            u32* cursors, u32* pairs, u32 capacity, const u64* __restrict__ totals, volatile u64* landing, u64 ticket,
+write_pairs(const float4* __restrict__ records, const Ranked* __restrict__ seen, const uint2* __restrict__ tiles,
+            u32* cursors, u32* pairs, u32 capacity, const u64* totals, volatile u64* landing, u64 ticket,
             int count, int blocks_per_view, int tiles_of_all, int width, int height) {
-    if (blockIdx.x == 0 && threadIdx.x == 0) {
-        for (int i = 0; i < TOTALS; ++i) landing[i] = totals[i];
-        __threadfence_system();
-        landing[TOTALS] = ticket;
-    }
+    if (blockIdx.x == 0 && threadIdx.x == 0) land(landing, ticket, totals);
     const int bv = blockIdx.x / blocks_per_view;
     const int n = (blockIdx.x - bv * blocks_per_view) * 256 + threadIdx.x;
     const Grid grid = {width, height, (width + TILE - 1) / TILE, (height + TILE - 1) / TILE};
     const uint2 own = n < count ? tiles[(size_t)bv * count + n] : make_uint2(0, 0);
-    const u32 slot = seen[(size_t)blockIdx.x * 8 + (threadIdx.x >> 5)].slot(threadIdx.x & 31);
+    const u32 slot = seen[(size_t)blockIdx.x * 8 + (threadIdx.x >> 5)].number(threadIdx.x);
     cursors += (size_t)(blockIdx.x % COPIES) * tiles_of_all + (size_t)bv * (grid.tiles_x * grid.tiles_y);
     const auto write = [=](u32 tile, u32 record) {
         const u32 place = atomicAdd(cursors + tile, 1u);
@@ -343,4 +338,24 @@ write_pairs(const float4* __restrict__ records, const Seen* __restrict__ seen, c
     }
     f.payload = slot;
     for_each_tile(large, f, grid, [=](u32 tile, u32, u32 record) { write(tile, record); });
+}
+
+// Numbers the rows of gradients of every part, given the bits of those slots that have one. The rows of the slots of a
+// warp lie close together; otherwise they are in any order. `totals`, zero before, get the rows of every part, which
+// land, and in [PARTS] the blocks that are done. Blocks of 1024 threads, one a word of 32 slots.
+extern "C" __global__ void __launch_bounds__(1024)
+number_rows(Ranked* rows, u64* totals, int words_per_part, int blocks_per_part, volatile u64* landing, u64 ticket) {
+    __shared__ u32 base;
+    const int part = blockIdx.x / blocks_per_part;
+    const int word = (blockIdx.x - part * blocks_per_part) * 1024 + threadIdx.x;
+    Ranked* own = rows + (size_t)part * words_per_part + word;
+    u32 total;
+    const u32 before = block_prefix(word < words_per_part ? __popc(own->bits) : 0, &total);
+    if (threadIdx.x == 0) {
+        base = (u32)atomicAdd(totals + part, (u64)total);
+        __threadfence();
+        if (atomicAdd(totals + PARTS, 1ull) == gridDim.x - 1) land(landing, ticket, totals);
+    }
+    __syncthreads();
+    if (word < words_per_part) own->first = base + before;
 }

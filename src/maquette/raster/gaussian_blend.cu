@@ -39,12 +39,13 @@ struct Pixel {
 
 }  // namespace
 
-// Renders colour (over the background), depth and alpha, planar: [BV, 3, H, W], [BV, H, W], [BV, H, W].
+// Renders colour (over the background), depth and alpha, planar: [BV, 3, H, W], [BV, H, W], [BV, H, W]. Where `rows` is not
+// null, it sets the bits of the slots that are staged and reach the tile, for blend_backward.
 extern "C" __global__ void __launch_bounds__(128)
 blend_forward(const float4* __restrict__ records, const float* __restrict__ colors, const float* __restrict__ background,
-              const u32* __restrict__ pairs, const u32* __restrict__ starts, const u32* __restrict__ ends, float* color,
-              float* depths, float* alphas, int count, int views, int tiles_x, int tiles_per_view, int width,
-              int height) {
+              const u32* __restrict__ pairs, const u32* __restrict__ starts, const u32* __restrict__ ends, Ranked* rows,
+              float* color, float* depths, float* alphas, int count, int views, int tiles_x, int tiles_per_view,
+              int width, int height) {
     __shared__ Stage stage;
     const int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31;
     const Tile tile = load_tile(blockIdx.x, starts, ends, tiles_x, tiles_per_view);
@@ -60,10 +61,12 @@ blend_forward(const float4* __restrict__ records, const float* __restrict__ colo
     u32 after = tile.start + BATCH + tid < tile.end ? pairs[tile.start + BATCH + tid] : 0;
     for (u32 first = tile.start; first < tile.end; first += BATCH) {
         if (__syncthreads_and(upper.done() && lower.done())) break;
-        if (first + tid < tile.end)
-            stage_pair(stage, tid, next, records, colors, first_color, tile);
-        else
+        if (first + tid < tile.end) {
+            const bool reaches = stage_pair(stage, tid, next, records, colors, first_color, tile);
+            if (rows && reaches) atomicOr(&rows[next >> 5].bits, 1u << (next & 31));
+        } else {
             stage.quadrants[tid] = 0;
+        }
         next = after;
         if (first + BATCH + tid < tile.end) prefetch_record(records, next);
         if (first + 2 * BATCH + tid < tile.end) after = pairs[first + 2 * BATCH + tid];

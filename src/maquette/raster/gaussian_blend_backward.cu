@@ -157,7 +157,7 @@ __device__ __forceinline__ float basis_value(int column, int pixel_x, int pixel_
     }
 }
 
-// Where the gradients of the visible Gaussians are summed, in the order of the slots.
+// Where the gradients of the Gaussians are summed, by row.
 struct Gradients {
     float* eight;  // dL/d(u, v, conic xx, conic xy), dL/d(red, green, blue, z)
     float* two;    // dL/d(conic yy, log opacity)
@@ -216,17 +216,17 @@ __device__ __forceinline__ void flush(BackwardStage& s, int warp, int lane, int 
 
 }  // namespace
 
-// Adds the gradients of the visible Gaussians from `first_slot` on to `eight` and `two`, zero before. A gradient image may
-// be null. One block a tile, from `first_tile` on.
+// Adds the gradients of the Gaussians whose slots have rows to `eight` and `two`, zero before; the others cannot have any.
+// A gradient image may be null. One block a tile, from `first_tile` on.
 extern "C" __global__ void __launch_bounds__(128, 5)
 blend_backward(const float4* __restrict__ records, const float* __restrict__ colors, const u32* __restrict__ pairs,
-               const u32* __restrict__ starts, const u32* __restrict__ ends, const float* __restrict__ color,
-               const float* __restrict__ depths, const float* __restrict__ alphas,
+               const u32* __restrict__ starts, const u32* __restrict__ ends, const Ranked* __restrict__ rows,
+               const float* __restrict__ color, const float* __restrict__ depths, const float* __restrict__ alphas,
                const float* __restrict__ grad_color, const float* __restrict__ grad_depth,
                const float* __restrict__ grad_alpha, int color_view, int channel, int color_row, int color_pixel,
                int depth_view, int depth_row, int depth_pixel, int alpha_view, int alpha_row, int alpha_pixel,
-               float* eight, float* two, int first_tile, u32 first_slot, int count, int views, int tiles_x,
-               int tiles_per_view, int width, int height) {
+               float* eight, float* two, int first_tile, int count, int views, int tiles_x, int tiles_per_view,
+               int width, int height) {
     __shared__ BackwardStage s;
     const Gradients gradients = {eight, two};
     const Tile tile = load_tile(first_tile + blockIdx.x, starts, ends, tiles_x, tiles_per_view);
@@ -273,7 +273,9 @@ blend_backward(const float4* __restrict__ records, const float* __restrict__ col
         if (__syncthreads_and(upper.done() && lower.done())) break;
         if (first + tid < tile.end) {
             stage_pair(s.stage, tid, next, records, colors, first_color, tile);
-            s.rows[tid] = next - first_slot;
+            const Ranked near = rows[next >> 5];
+            s.rows[tid] = near.number(next);
+            if (!near.has(next)) s.stage.quadrants[tid] = 0;
         } else {
             s.stage.quadrants[tid] = 0;
         }

@@ -7,7 +7,7 @@
 //   (u, v, A, B)  (C, log2_opacity, z, bits of n)
 // with centre (u, v) in pixels and log2(alpha) = log2_opacity + A dx^2 + B dx dy + C dy^2, (dx, dy) = (u, v) - pixel.
 // z is the view-space depth. Culled Gaussians have no record. The others have one in any order, but the 32 Gaussians of
-// a warp of `project_and_count` have theirs in a row, which is what a `Seen` tells.
+// a warp of `project_and_count` have theirs in a row, which is what a `Ranked` tells.
 #pragma once
 
 typedef unsigned int u32;
@@ -27,13 +27,25 @@ constexpr float LOG2_MIN_ALPHA = -7.99435344f;  // log2(1 / 255)
 constexpr float HALF_LOG2E = 0.72134752f;       // log2(e) / 2
 constexpr float LN2 = 0.69314718f;
 
-// The visible ones of 32 neighbouring Gaussians of a view: the slot of the first, and a bit for each.
-struct __align__(8) Seen {
+// Some of 32 neighbours, numbered one after the other: a bit for each of them, and the number of the first.
+// The visible ones of 32 Gaussians of a view have slots; of 32 slots, those that a pixel may see have rows of gradients.
+struct __align__(8) Ranked {
     u32 first, bits;
 
-    __device__ __forceinline__ bool has(u32 lane) const { return bits >> lane & 1; }
-    __device__ __forceinline__ u32 slot(u32 lane) const { return first + __popc(bits & ((1u << lane) - 1)); }
+    __device__ __forceinline__ bool has(u32 i) const { return bits >> (i & 31) & 1; }
+    __device__ __forceinline__ u32 number(u32 i) const { return first + __popc(bits & ((1u << (i & 31)) - 1)); }
 };
+
+// Leaves numbers in memory of the host. It has whole ones when both ends show the ticket.
+constexpr int LANDED = 8;  // as in cuda_landing.py
+
+__device__ __forceinline__ void land(volatile u64* landing, u64 ticket, const volatile u64* numbers) {
+    landing[0] = ticket;
+    __threadfence_system();
+    for (int i = 0; i < LANDED; ++i) landing[1 + i] = numbers[i];
+    __threadfence_system();
+    landing[1 + LANDED] = ticket;
+}
 
 // Pinhole camera: rows of the rotation with the translation in w, focal lengths and principal point in pixels.
 struct Camera {

@@ -103,15 +103,14 @@ __device__ __forceinline__ void store3(float* target, size_t index, float3 v) {
 }  // namespace
 
 // `width` and `height` are those of the whole image. One thread a Gaussian of an item, from `first_item` on; it sums its
-// views in order, so this pass is deterministic. `seen` has `warps_per_view` a view; `eight` and `two` begin at
-// `first_slot`.
+// views in order, so this pass is deterministic. `seen` has `warps_per_view` a view.
 extern "C" __global__ void __launch_bounds__(128)
 project_backward(const float* __restrict__ means, const float4* __restrict__ quats, const float* __restrict__ scales,
                  const float* __restrict__ opacities, const float4* __restrict__ world_to_camera,
-                 const float* __restrict__ intrinsics, const Seen* __restrict__ seen,
+                 const float* __restrict__ intrinsics, const Ranked* __restrict__ seen, const Ranked* __restrict__ rows,
                  const float4* __restrict__ eight, const float2* __restrict__ two, float* grad_means,
                  float4* grad_quats, float* grad_scales, float* grad_opacities, float* grad_colors, int first_item,
-                 u32 first_slot, int count, int views, int warps_per_view, int blocks_per_item, int width, int height,
+                 int count, int views, int warps_per_view, int blocks_per_item, int width, int height,
                  int antialiased, float scale_modifier) {
     const int item = blockIdx.x / blocks_per_item, b = first_item + item;
     const int n = (blockIdx.x - item * blocks_per_item) * 128 + threadIdx.x;
@@ -121,27 +120,30 @@ project_backward(const float* __restrict__ means, const float4* __restrict__ qua
     Sum sum = {zero, zero, {zero, zero, zero}, 0.0f};
     float3 v_scale = zero;
     float4 v_quat = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    bool visible = false;
+    bool reached = false;
 
     const float3 mean = load3(means, source), scale = load3(scales, source);
     const float3 factors = make_float3(scale.x * scale_modifier, scale.y * scale_modifier, scale.z * scale_modifier);
     const float4 q = __ldg(quats + source);
     const Axes axes = scaled_axes(q, factors);
     const u32 lane = threadIdx.x & 31;
-    const Seen* next = seen + (size_t)b * views * warps_per_view + (n >> 5);
-    Seen coming = *next;
+    const Ranked* next = seen + (size_t)b * views * warps_per_view + (n >> 5);
+    Ranked coming = *next;
     for (int view = 0; view < views; ++view) {
-        const Seen here = coming;
+        const Ranked here = coming;
         next += warps_per_view;
         if (view + 1 < views) coming = *next;  // on its way while this view is worked on
         if (!here.has(lane)) continue;
-        visible = true;
-        const size_t row = here.slot(lane) - first_slot;
+        const u32 slot = here.number(lane);
+        const Ranked near = rows[slot >> 5];
+        if (!near.has(slot)) continue;
+        reached = true;
+        const size_t row = near.number(slot);
         add_view(sum, load_camera(world_to_camera, intrinsics, b * views + view), mean, axes, width, height,
                  antialiased, __ldg(eight + 2 * row), __ldg(eight + 2 * row + 1), __ldg(two + row));
     }
     float v_opacity = 0.0f;
-    if (visible) {  // a Gaussian with a value that is not finite never is
+    if (reached) {  // a Gaussian with a value that is not finite never is
         const Axes r = scaled_axes(q, make_float3(1.0f, 1.0f, 1.0f));
         const Axes& v = sum.axes;
         v_scale = make_float3(scale_modifier * (v.x.x * r.x.x + v.y.x * r.y.x + v.z.x * r.z.x),

@@ -55,7 +55,8 @@ __device__ __forceinline__ float largest_power(float4 a, float c, float slope_x,
     return best;
 }
 
-__device__ __forceinline__ void stage_pair(Stage& stage, int place, u32 slot, const float4* __restrict__ records,
+// Returns whether the Gaussian reaches the tile.
+__device__ __forceinline__ bool stage_pair(Stage& stage, int place, u32 slot, const float4* __restrict__ records,
                                            const float* __restrict__ colors, size_t first_color, const Tile& tile) {
     const float4 r0 = __ldg(records + 2 * (size_t)slot), r1 = __ldg(records + 2 * (size_t)slot + 1);
     const float3 color = load3(colors, first_color + __float_as_uint(r1.w));
@@ -72,6 +73,7 @@ __device__ __forceinline__ void stage_pair(Stage& stage, int place, u32 slot, co
         if (largest_power(r0, r1.x, slope_x, slope_y, x, y) >= least) quadrants |= 1u << i;
     }
     stage.quadrants[place] = quadrants;
+    return quadrants;
 }
 
 // Brings a record from memory to the L2 cache, ahead of staging it.
