@@ -82,6 +82,26 @@ def test_fast_backends_agree_with_the_reference(dtype: torch.dtype, device: str)
         assert float((got.cpu().double() - wanted).abs().max()) < tolerance * scale
 
 
+def test_gradients_on_the_cpu_do_not_depend_on_the_number_of_threads() -> None:
+    vertices, faces = (value.to(torch.float32) if value.is_floating_point() else value for value in ball())
+    cameras = Cameras.orbit([0.0, 100.0], height=64, width=64)
+    fragments = rasterize_mesh(vertices, faces, cameras)
+    generator = torch.Generator().manual_seed(0)
+    uvs, texture = torch.rand(len(vertices), 2, generator=generator), torch.rand(16, 8, 3, generator=generator)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            inputs = [value.clone().requires_grad_() for value in (vertices, uvs, texture)]
+            weights = surface_weights(inputs[0], faces, cameras, fragments)
+            color = sample_texture(inputs[2], interpolate(inputs[1], faces, fragments.triangle_id, weights))
+            drawn = antialias(color, inputs[0], faces, cameras, fragments)
+            results.append(torch.autograd.grad(drawn.square().sum(), inputs))
+    finally:
+        torch.set_num_threads(before)
+    assert all(a.any() and torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
 def test_weights_are_those_of_the_rasterizer_and_move_with_the_vertices(device: str) -> None:
     vertices, faces = ball(device=device)
     cameras = Cameras.orbit([30.0], height=32, width=32).to(device).to(torch.float64)

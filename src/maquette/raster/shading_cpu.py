@@ -1,7 +1,7 @@
 """Shading on the CPU: Numba kernels with their backward passes; see `shading_reference.py` for what they compute.
 
-Tasks own their part of every result (a view, or a chunk of points with a buffer of its own), so nothing is locked and
-results do not depend on timing.
+Tasks own their part of every result (a view, or a chunk of points with a buffer of its own), so nothing is locked, and
+results depend neither on timing nor on the number of threads.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ from torch import Tensor
 
 from maquette.raster.antialias_cpu import antialias as antialias
 from maquette.raster.cpu_jit import Array, compiled, kernel_threads
+
+_BUFFERS = 4
+"""Sums of gradients, added up at the end: so many threads at most share that work. With one each, the last digits would
+depend on their number."""
 
 
 def weights(points: Tensor, faces: Tensor, pinhole: Tensor, triangle_id: Tensor) -> Tensor:
@@ -139,8 +143,8 @@ class _Interpolate(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         attributes, faces, triangle_id, weights = ctx.saved_tensors
         values, slopes = _array(attributes), np.zeros(weights.shape, _array(weights).dtype)
-        with kernel_threads() as threads:
-            spread = np.zeros((threads, *values.shape), values.dtype)
+        spread = np.zeros((_BUFFERS, *values.shape), values.dtype)
+        with kernel_threads():
             _interpolate_backward(
                 values, _array(faces), _array(triangle_id), _array(weights), _array(gradient), spread, slopes
             )
@@ -188,8 +192,8 @@ class _Texture(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         texels, sizes, uvs, levels = ctx.saved_tensors
         values, slopes = _array(texels), np.zeros(uvs.shape, _array(uvs).dtype)
-        with kernel_threads() as threads:
-            spread = np.zeros((threads, *values.shape), values.dtype)
+        spread = np.zeros((_BUFFERS, *values.shape), values.dtype)
+        with kernel_threads():
             _texture_backward(values, _array(sizes), _array(uvs), _array(levels), _array(gradient), spread, slopes)
         return torch.from_numpy(spread.sum(axis=0)), None, torch.from_numpy(slopes), None
 
