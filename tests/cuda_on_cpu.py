@@ -60,3 +60,4 @@ def rasterizer_on_cpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "_DEVICE", "cpu")
     monkeypatch.setattr(cuda_bins, "current_stream", lambda: None)
     monkeypatch.setattr(cuda_bins, "_NEEDS", {})
+    monkeypatch.setattr(cuda_bins, "_ROWS", {})

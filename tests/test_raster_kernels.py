@@ -89,6 +89,39 @@ def test_room_of_earlier_calls(monkeypatch: pytest.MonkeyPatch) -> None:
             assert (a - b).norm() <= 1e-5 * b.norm()
 
 
+@pytest.mark.parametrize("features", [False, True])
+def test_room_of_earlier_gradients(features: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too little, just enough or far too much room for rows of gradients: the same ones."""
+    scene = surface_scene(views=2, count=80, height=32, width=32, seed=6)
+    values = [value.requires_grad_() for value in scene.values]
+    if features:
+        values.append(torch.rand(*values[0].shape[:2], 4, generator=torch.Generator().manual_seed(0)).requires_grad_())
+
+    def gradients() -> tuple[Tensor, ...]:
+        images = cuda.rasterize(
+            *values[:5],
+            scene.world_to_camera,
+            scene.intrinsics,
+            32,
+            32,
+            scene.background,
+            1.0,
+            features=values[5] if features else None,
+        )
+        return torch.autograd.grad(sum(image.square().sum() for image in images), values)
+
+    expected = gradients()
+    ((key, rows),) = cuda_bins._ROWS.items()
+    assert 20 < rows <= 160
+    monkeypatch.setattr(cuda_bins, "_with_slack", lambda number: number)
+    for guess in (0, 5, rows - 1, rows, 10 * rows):
+        cuda_bins._NEEDS.clear()
+        cuda_bins._ROWS[key] = guess
+        for a, b in zip(gradients(), expected, strict=True):
+            assert (a - b).norm() <= 1e-5 * b.norm()
+        assert cuda_bins._ROWS[key] >= rows
+
+
 def test_gradients_of_a_gaussian_very_far_away() -> None:
     """Coordinates whose products with their own gradients overflow."""
     scene = surface_scene(views=1, count=12, height=21, width=18, scale=0.1, seed=1)

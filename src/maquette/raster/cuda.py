@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,15 +24,19 @@ from maquette.raster.cuda_bins import (
     MAX_PARTS,
     MAX_TILES_PER_VIEW,
     Bins,
-    Counters,
     Part,
     Shape,
     bin_gaussians,
+    count_rows,
     number_rows,
+    rows_to_expect,
     shape_of,
 )
 from maquette.raster.nvrtc import launch, load_kernels
 from maquette.raster.reference import Window
+
+Pass: TypeAlias = tuple[Tensor, tuple[Tensor, ...], tuple[Tensor | None, ...]]
+"""Three channels of the Gaussians; colour, depth and alpha as blended from them; the gradients of these."""
 
 _DEVICE = "cuda"
 _BLEND_THREADS = 128
@@ -175,26 +179,58 @@ class _Rasterize(torch.autograd.Function):
                 bins.counters.row_words()[:, 1] = -1  # all may be seen
                 ticket = number_rows(bins)
             parts, seen, counters = bins.parts, bins.seen, bins.counters
-            row_counts = [0] * len(parts) if ticket is None else ticket.wait(counters.read_row_totals)[: len(parts)]
-            buffer = images[0].new_empty(max(row_counts) * _GRADIENT_FLOATS)
+            passes: list[Pass] = [
+                (group, (image, *images[1:]), (gradient, None, None))
+                for group, image, gradient in zip(groups, extra, upstream[3:], strict=True)
+            ]
+            passes.append((gaussians[4], images, upstream[:3]))
+            room, needed = rows_to_expect(bins), None
+            if room is None:
+                room = needed = count_rows(bins, ticket)
+            sums = images[0].new_empty(room * _GRADIENT_FLOATS)
             gradients: list[Tensor] = []
-            group_gradients: list[Tensor | None] = [None] * len(groups)
-            own = None
-            for part, row_count in zip(parts, row_counts, strict=True):
-                sums = buffer[: row_count * _GRADIENT_FLOATS].zero_()
-                for i, (group, image, gradient) in enumerate(zip(groups, extra, upstream[3:], strict=True)):
-                    if gradient is not None:
-                        _blend_backward(shape, bins, part, group, (image, *images[1:]), (gradient, None, None), sums)
-                        group_gradients[i] = _take_channel_gradients(shape, seen, counters, sums, group)
-                _blend_backward(shape, bins, part, gaussians[4], images, upstream[:3], sums)
-                if gaussians[4].ndim == 4:
-                    own = _take_channel_gradients(shape, seen, counters, sums, gaussians[4])
+            for part in parts:
+                of_channels = _sum_gradients(shape, bins, part, passes, sums)
+                if needed is None:  # the GPU is busy now: time to see whether there was room for all
+                    needed = count_rows(bins, ticket)
+                    if needed > room:
+                        sums = images[0].new_empty(needed * _GRADIENT_FLOATS)
+                        of_channels = _sum_gradients(shape, bins, part, passes, sums)
                 if part is parts[-1]:
                     del bins
                 gradients = gradients or [torch.empty_like(value) for value in (*gaussians[:4], gaussians[0])]
                 _project_backward(shape, part, gaussians, cameras, seen, counters.rows, sums, gradients, *settings)
-        colors = gradients[4] if own is None else own
-        return (*[None] * 7, *gradients[:4], colors, *group_gradients)
+        *of_groups, of_colors = of_channels
+        return (*[None] * 7, *gradients[:4], gradients[4] if of_colors is None else of_colors, *of_groups)
+
+
+def _sum_gradients(
+    shape: Shape,
+    bins: Bins,
+    part: Part,
+    passes: list[Pass],
+    sums: Tensor,
+) -> list[Tensor | None]:
+    """Fills the gradients of the rows, as far as there is room for them.
+
+    Args:
+        passes: groups of features, then the colours.
+        sums: ten for each row.
+
+    Returns:
+        The gradients of the channels of every pass; None for none, or where they are left in the sums.
+    """
+    sums.zero_()
+    taken: list[Tensor | None] = []
+    for index, (channels, images, gradients) in enumerate(passes):
+        last = index == len(passes) - 1
+        if not last and gradients[0] is None:
+            taken.append(None)
+            continue
+        _blend_backward(shape, bins, part, channels, images, gradients, sums)
+        left = last and channels.ndim == 3
+        taken.append(None if left else _take_channel_gradients(shape, bins, sums, channels))
+    return taken
 
 
 def _items_per_part(shape: Shape, channels: tuple[Tensor, ...]) -> int:
@@ -204,10 +240,11 @@ def _items_per_part(shape: Shape, channels: tuple[Tensor, ...]) -> int:
     return max(1, math.ceil(shape.items / max(1, min(shape.records // _RECORDS_PER_PART, MAX_PARTS))))
 
 
-def _take_channel_gradients(shape: Shape, seen: Tensor, counters: Counters, sums: Tensor, like: Tensor) -> Tensor:
+def _take_channel_gradients(shape: Shape, bins: Bins, sums: Tensor, like: Tensor) -> Tensor:
     """Gradients of three channels `[B, N, 3]` or `[B, V, N, 3]`, taken out of the gradients by row."""
-    slots, rows = _numbers(seen)[:, : shape.count], _numbers(counters.row_words()).flatten()
+    slots, rows = _numbers(bins.seen)[:, : shape.count], _numbers(bins.counters.row_words()).flatten()
     rows = torch.cat([rows, rows.new_full((1,), -1)])  # for those without a slot; -1 is the last one
+    rows[rows >= sums.numel() // _GRADIENT_FLOATS] = -1
     taken = sums[: sums.numel() // _GRADIENT_FLOATS * 8].view(-1, 8)[:, 4 : 4 + CHANNELS]
     filled = torch.cat([taken, taken.new_zeros(1, CHANNELS)])  # the last row is for those without one
     taken.zero_()
@@ -271,6 +308,7 @@ def _blend_backward(
         *steps,
         gradients,
         _second_part(gradients),
+        gradients.numel() // _GRADIENT_FLOATS,
         part.first_item * tiles_per_item,
         *shape.blend_arguments(colors),
     )
@@ -330,6 +368,7 @@ def _project_backward(
         rows,
         sums,
         _second_part(sums),
+        sums.numel() // _GRADIENT_FLOATS,
         *gradients,
         part.first_item,
         shape.count,

@@ -10,7 +10,7 @@ import functools
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -41,8 +41,9 @@ _RECORD_FLOATS = 8
 _COPIES = 16
 """Counters of each tile; as in gaussian_bin.cu."""
 _ROWS_THREADS = 1024
-_NEEDS: dict[tuple[int | None, Shape, int], Needs] = {}
-"""What recent calls needed, by device, shape and items per part."""
+_NEEDS: dict[Key, Needs] = {}
+_ROWS: dict[Key, int] = {}
+"""What recent calls needed, and how many rows of gradients, by device, shape and items per part."""
 _MAX_SHAPES = 256
 
 
@@ -54,11 +55,19 @@ class Needs(NamedTuple):
 
     def with_slack(self) -> Needs:
         """A sixteenth more, because the next call will differ."""
-        return Needs(*(min(number + number // 16, MAX_INDEX) for number in self))
+        return Needs(*(_with_slack(number) for number in self))
 
     def after(self, call: Needs) -> Needs:
         """The same after one more call: what it needed, or a little less than the largest before it."""
-        return Needs(*(max(now, recent - recent // 32) for now, recent in zip(call, self, strict=True)))
+        return Needs(*(_after(recent, now) for recent, now in zip(self, call, strict=True)))
+
+
+def _with_slack(number: int) -> int:
+    return min(number + number // 16, MAX_INDEX)
+
+
+def _after(recent: int, now: int) -> int:
+    return max(now, recent - recent // 32)
 
 
 @dataclass(frozen=True)
@@ -118,6 +127,10 @@ class Part(NamedTuple):
 
     first_item: int
     items: int
+
+
+Key: TypeAlias = tuple[int | None, Shape, int]
+"""Index of the device, shape and items per part."""
 
 
 class Counters(NamedTuple):
@@ -193,6 +206,7 @@ class Bins(NamedTuple):
         counters: among them those of the rows of gradients.
         parts: of the batch.
         kept: the allocation of the other addresses.
+        key: of what calls like this one need.
     """
 
     pairs: Tensor
@@ -203,6 +217,7 @@ class Bins(NamedTuple):
     counters: Counters
     parts: tuple[Part, ...]
     kept: Tensor
+    key: Key
 
 
 def bin_gaussians(
@@ -219,24 +234,24 @@ def bin_gaussians(
     """
     key = (cameras[0].device.index, shape, items_per_part)
     recent = _NEEDS.get(key)
-    settings = (scale_modifier, antialiased, items_per_part)
-    bins, needs = _try_bin(shape, gaussians, cameras, *settings, None if recent is None else recent.with_slack())
+    settings = (scale_modifier, antialiased)
+    bins, needs = _try_bin(key, gaussians, cameras, *settings, None if recent is None else recent.with_slack())
     if bins is None:
-        bins, needs = _try_bin(shape, gaussians, cameras, *settings, None)
+        bins, needs = _try_bin(key, gaussians, cameras, *settings, None)
         assert bins is not None
     if len(_NEEDS) >= _MAX_SHAPES:
         _NEEDS.clear()
+        _ROWS.clear()
     _NEEDS[key] = needs if recent is None else recent.after(needs)
     return bins
 
 
 def _try_bin(
-    shape: Shape,
+    key: Key,
     gaussians: tuple[Tensor, ...],
     cameras: tuple[Tensor, ...],
     scale_modifier: float,
     antialiased: bool,
-    items_per_part: int,
     granted: Needs | None,
 ) -> tuple[Bins | None, Needs]:
     """The bins, or None when there are more records or pairs than granted; and what was needed.
@@ -244,7 +259,7 @@ def _try_bin(
     With None granted there is room for all records, and the host waits for the number of pairs.
     """
     kernels = load_kernels("gaussian_bin.cu", ("project_and_count", "allocate_segments", "write_pairs"))
-    device, stream = cameras[0].device, current_stream()
+    device, stream, (_, shape, items_per_part) = cameras[0].device, current_stream(), key
     views_per_part = items_per_part * shape.views
     slots_per_part = _WARP * math.ceil((views_per_part * shape.count if granted is None else granted.visible) / _WARP)
     firsts = range(0, shape.items, items_per_part)
@@ -285,7 +300,7 @@ def _try_bin(
         listed_tiles = (room.large, room.scratch_starts)
         launch(sorts["sort_large"], num_large, 1024, pairs, scratch, *segments[1:], *listed_tiles, stream=stream)
     parts = tuple(Part(first, min(items_per_part, shape.items - first)) for first in firsts)
-    return Bins(pairs, room.records, room.starts, ends, room.seen, counters, parts, room.kept), needs
+    return Bins(pairs, room.records, room.starts, ends, room.seen, counters, parts, room.kept, key), needs
 
 
 def number_rows(bins: Bins) -> Ticket | None:
@@ -302,6 +317,20 @@ def number_rows(bins: Bins) -> Ticket | None:
     sizes = (words, blocks, ticket.address, ticket.number)
     launch(kernel, len(bins.parts) * blocks, _ROWS_THREADS, counters.rows, counters.row_totals, *sizes)
     return ticket
+
+
+def rows_to_expect(bins: Bins) -> int | None:
+    """Room for the rows of gradients of a part, by what recent calls needed; None when there was none."""
+    recent = _ROWS.get(bins.key)
+    return None if recent is None else _with_slack(recent)
+
+
+def count_rows(bins: Bins, ticket: Ticket | None) -> int:
+    """The most rows of gradients of a part, given what `number_rows` returned."""
+    totals = [0] if ticket is None else ticket.wait(bins.counters.read_row_totals)
+    most = max(totals[: len(bins.parts)])
+    _ROWS[bins.key] = _after(_ROWS.get(bins.key, 0), most)
+    return most
 
 
 class _Room(NamedTuple):

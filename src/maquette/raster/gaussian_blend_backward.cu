@@ -217,7 +217,8 @@ __device__ __forceinline__ void flush(BackwardStage& s, int warp, int lane, int 
 }  // namespace
 
 // Adds the gradients of the Gaussians whose slots have rows to `eight` and `two`, zero before; the others cannot have any.
-// A gradient image may be null. One block a tile, from `first_tile` on.
+// Rows from `row_limit` on are left out: the host then sees that there are more, and begins again. A gradient image may
+// be null. One block a tile, from `first_tile` on.
 extern "C" __global__ void __launch_bounds__(128, 5)
 blend_backward(const float4* __restrict__ records, const float* __restrict__ colors, const u32* __restrict__ pairs,
                const u32* __restrict__ starts, const u32* __restrict__ ends, const Ranked* __restrict__ rows,
@@ -225,8 +226,8 @@ blend_backward(const float4* __restrict__ records, const float* __restrict__ col
                const float* __restrict__ grad_color, const float* __restrict__ grad_depth,
                const float* __restrict__ grad_alpha, int color_view, int channel, int color_row, int color_pixel,
                int depth_view, int depth_row, int depth_pixel, int alpha_view, int alpha_row, int alpha_pixel,
-               float* eight, float* two, int first_tile, int count, int views, int tiles_x, int tiles_per_view,
-               int width, int height) {
+               float* eight, float* two, u32 row_limit, int first_tile, int count, int views, int tiles_x,
+               int tiles_per_view, int width, int height) {
     __shared__ BackwardStage s;
     const Gradients gradients = {eight, two};
     const Tile tile = load_tile(first_tile + blockIdx.x, starts, ends, tiles_x, tiles_per_view);
@@ -274,8 +275,9 @@ blend_backward(const float4* __restrict__ records, const float* __restrict__ col
         if (first + tid < tile.end) {
             stage_pair(s.stage, tid, next, records, colors, first_color, tile);
             const Ranked near = rows[next >> 5];
-            s.rows[tid] = near.number(next);
-            if (!near.has(next)) s.stage.quadrants[tid] = 0;
+            const u32 row = near.number(next);
+            s.rows[tid] = row;
+            if (!near.has(next) || row >= row_limit) s.stage.quadrants[tid] = 0;
         } else {
             s.stage.quadrants[tid] = 0;
         }

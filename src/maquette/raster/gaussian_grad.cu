@@ -108,9 +108,9 @@ extern "C" __global__ void __launch_bounds__(128)
 project_backward(const float* __restrict__ means, const float4* __restrict__ quats, const float* __restrict__ scales,
                  const float* __restrict__ opacities, const float4* __restrict__ world_to_camera,
                  const float* __restrict__ intrinsics, const Ranked* __restrict__ seen, const Ranked* __restrict__ rows,
-                 const float4* __restrict__ eight, const float2* __restrict__ two, float* grad_means,
-                 float4* grad_quats, float* grad_scales, float* grad_opacities, float* grad_colors, int first_item,
-                 int count, int views, int warps_per_view, int blocks_per_item, int width, int height,
+                 const float4* __restrict__ eight, const float2* __restrict__ two, u32 row_limit,
+                 float* grad_means, float4* grad_quats, float* grad_scales, float* grad_opacities, float* grad_colors,
+                 int first_item, int count, int views, int warps_per_view, int blocks_per_item, int width, int height,
                  int antialiased, float scale_modifier) {
     const int item = blockIdx.x / blocks_per_item, b = first_item + item;
     const int n = (blockIdx.x - item * blocks_per_item) * 128 + threadIdx.x;
@@ -137,8 +137,9 @@ project_backward(const float* __restrict__ means, const float4* __restrict__ qua
         const u32 slot = here.number(lane);
         const Ranked near = rows[slot >> 5];
         if (!near.has(slot)) continue;
-        reached = true;
         const size_t row = near.number(slot);
+        if (row >= row_limit) continue;
+        reached = true;
         add_view(sum, load_camera(world_to_camera, intrinsics, b * views + view), mean, axes, width, height,
                  antialiased, __ldg(eight + 2 * row), __ldg(eight + 2 * row + 1), __ldg(two + row));
     }
