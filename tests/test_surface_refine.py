@@ -60,6 +60,7 @@ def checked(mesh: Mesh) -> trimesh.Trimesh:
     assert not folded(points, faces).any()
     solid = trimesh.Trimesh(points, faces, process=False)
     assert solid.is_watertight and solid.is_winding_consistent and solid.area_faces.min() > 0
+    assert (solid.vertex_normals[faces] * solid.face_normals[:, None]).sum(axis=-1).mean(axis=1).min() > 0
     return solid
 
 

@@ -46,12 +46,12 @@ def flattened(
         faces, points = patch.faces, patch.state[:, :3].copy()
         wanted, mixed = wanted_normals(points, faces, maps)
         free = patch.state[:, freedom, None]
-        places, trusted = (None, None) if guard is None else (guard.places(patch), guard.sheets(patch))
+        places, sheets = (None, None) if guard is None else (guard.places(patch), guard.sheets(patch))
         for _ in range(_PASSES):
             shift = free * _towards(points, faces, wanted)
             if places is not None:
                 shift = places.kept(points, shift, free)
-            points = without_folding(points, shift, faces, trusted)
+            points = without_folding(points, shift, faces, sheets)
         state = patch.state.copy()
         state[:, :3] = points
         patch = patch.with_state(state)

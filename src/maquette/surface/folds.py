@@ -17,7 +17,8 @@ from maquette.surface.thickness import ThinGuard
 
 _THIN = 0.02
 """Least height of a triangle, relative to its longest side."""
-_AGREE = 0.05
+_AGREE, _AGREE_ON_SOLIDS = 0.05, 0.9
+"""Least sum of the cosines between a triangle's normal and those of its corners; see `folded`."""
 _PASSES, _ROUNDS = 12, 12
 _LEAST_TRIANGLES = 16
 _LEAST_VOLUME = 1e-5
@@ -40,30 +41,25 @@ def neighbor_means(points: Doubles, edges: Faces) -> Doubles:
     return sums / np.maximum(count, 1)[:, None]
 
 
-def folded(points: Doubles, faces: Faces, trusted: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
+def folded(points: Doubles, faces: Faces, sheets: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
     """Triangles that face away from the mean of their corners' normals, or whose sides are next to parallel, `[M]`.
 
-    Where the two sides of a thin sheet meet, normals weighted by area turn to the side that happens to be cut into
-    larger triangles, and those of the other seem to face away: they must face away from normals weighted by angles too.
+    Normals are weighted by the triangles' angles (Baerentzen and Aanaes 2005), and so do not depend on how the surface
+    is cut. Weighted by area, those at the rim of a thin sheet turn to the side that is cut into larger triangles, and
+    the other side seems to face away.
 
     Args:
         points: `[N, 3]`; faces: `[M, 3]`.
-        trusted: vertices where the surface may be such a sheet, `[N]`, all when None; elsewhere areas alone decide.
+        sheets: vertices where the surface may be a thin sheet, `[N]`; when given, triangles elsewhere are wrong before
+            they face away: on a solid, normals that differ so much come from a fold.
     """
     points = np.ascontiguousarray(points)
-    crossed, by_area, by_angle = cross_products(points, faces), np.zeros((len(points), 3)), np.zeros((len(points), 3))
-    mesh_kernels.corner_sums(faces, crossed, by_area)
-    wrong = np.empty(len(faces), np.bool_)
-    mesh_kernels.mark_folded(points, faces, crossed, by_area, _AGREE, _THIN, wrong)
-    doubtful = np.flatnonzero(wrong)
-    if trusted is not None:
-        doubtful = doubtful[trusted[faces[doubtful]].all(axis=1)]
-    if len(doubtful):
-        corners, still = np.zeros(len(points), np.bool_), np.empty(len(doubtful), np.bool_)
-        corners[faces[doubtful]] = True
-        mesh_kernels.angle_sums(points, faces, crossed, corners, by_angle)
-        mesh_kernels.mark_folded(points, faces[doubtful], crossed[doubtful], by_angle, _AGREE, _THIN, still)
-        wrong[doubtful] = still
+    crossed, sums, wrong = cross_products(points, faces), np.zeros((len(points), 3)), np.empty(len(faces), np.bool_)
+    mesh_kernels.angle_sums(points, faces, crossed, sums)
+    agree = np.full(len(points), _AGREE)
+    if sheets is not None:
+        agree[~sheets] = _AGREE_ON_SOLIDS
+    mesh_kernels.mark_folded(points, faces, crossed, sums, agree, _THIN, wrong)
     return wrong
 
 
@@ -78,17 +74,17 @@ def without_turning(points: Doubles, shift: Doubles, faces: Faces) -> Doubles:
     return points
 
 
-def without_folding(points: Doubles, shift: Doubles, faces: Faces, trusted: NDArray[np.bool_] | None = None) -> Doubles:
+def without_folding(points: Doubles, shift: Doubles, faces: Faces, sheets: NDArray[np.bool_] | None = None) -> Doubles:
     """Shifted points, none of which turns a triangle far over; where a new fold would appear, all around stays.
 
     Args:
-        points: `[N, 3]`; shift: `[N, 3]`; faces: `[M, 3]`; trusted: see `folded`.
+        points: `[N, 3]`; shift: `[N, 3]`; faces: `[M, 3]`; sheets: see `folded`.
     """
-    before = folded(points, faces, trusted)
+    before = folded(points, faces, sheets)
     shifted = without_turning(points, shift, faces)
     held = np.zeros(len(points), bool)
     for _ in range(12):
-        wrong = folded(shifted, faces, trusted) & ~before
+        wrong = folded(shifted, faces, sheets) & ~before
         if not wrong.any():
             return shifted
         # The verdict on a triangle depends on the normals of its corners, and so on the triangles around them.
@@ -110,7 +106,7 @@ def unfolded(patch: Patch, passes: int, guard: ThinGuard | None = None) -> Patch
     """
     for _ in range(passes):
         points = patch.points
-        wrong, around = folded(points, patch.faces, _trusted(patch, guard)), np.empty(len(points), np.bool_)
+        wrong, around = folded(points, patch.faces, _sheets(patch, guard)), np.empty(len(points), np.bool_)
         if not mesh_kernels.around_wrong(patch.faces, wrong, patch.frozen, around):
             break
         state = patch.state.copy()
@@ -119,7 +115,7 @@ def unfolded(patch: Patch, passes: int, guard: ThinGuard | None = None) -> Patch
     return patch
 
 
-def _trusted(patch: Patch, guard: ThinGuard | None) -> NDArray[np.bool_] | None:
+def _sheets(patch: Patch, guard: ThinGuard | None) -> NDArray[np.bool_] | None:
     return None if guard is None else guard.sheets(patch)
 
 
@@ -130,7 +126,7 @@ def mended(patch: Patch, guard: ThinGuard | None = None) -> Patch:
         points = patch.state[:, :3]
         # Files keep positions as float32: vertices must not fall together there.
         single = points.astype(np.float32).astype(np.float64)
-        wrong = folded(single, patch.faces, _trusted(patch, guard))
+        wrong = folded(single, patch.faces, _sheets(patch, guard))
         wrong &= ~patch.frozen[patch.faces].any(axis=1)
         if not wrong.any() and topology(single, patch.faces).watertight:
             break
@@ -147,7 +143,7 @@ def cut_folds(patch: Patch, rings: int, guard: ThinGuard | None = None) -> Patch
         guard: knows thin sheets.
     """
     points = patch.state[:, :3]
-    wrong = folded(points, patch.faces, _trusted(patch, guard))
+    wrong = folded(points, patch.faces, _sheets(patch, guard))
     gone = np.logical_or(wrong, _at_shared_places(points, patch.faces))
     for _ in range(rings):
         touched = np.zeros(len(points), bool)

@@ -29,31 +29,24 @@ def corner_sums(faces: Array, values: Array, sums: Array) -> None:
 
 
 @compiled()
-def angle_sums(points: Array, faces: Array, crossed: Array, chosen: Array, sums: Array) -> None:
-    """Adds the unit normals of triangles, times their angles there, to the `sums` `[N, 3]` of those corners chosen.
-
-    Unlike weights by area, angles do not depend on how the surface happens to be cut: where a thin sheet's two sides
-    meet, neither outweighs the other.
+def angle_sums(points: Array, faces: Array, crossed: Array, sums: Array) -> None:
+    """Adds the unit normals of triangles, times their angles there, to the `sums` `[N, 3]` of their corners.
 
     Args:
-        points: `[N, 3]`; faces: `[M, 3]`; crossed: cross products of the triangles `[M, 3]`; chosen: vertices `[N]`.
+        points: `[N, 3]`; faces: `[M, 3]`; crossed: cross products of the triangles `[M, 3]`.
     """
     for face in range(len(faces)):
-        if not (chosen[faces[face, 0]] or chosen[faces[face, 1]] or chosen[faces[face, 2]]):
-            continue
         length = np.sqrt(crossed[face, 0] ** 2 + crossed[face, 1] ** 2 + crossed[face, 2] ** 2)
         if length == 0.0:
             continue
         for corner in range(3):
             here, after, before = faces[face, corner], faces[face, (corner + 1) % 3], faces[face, (corner + 2) % 3]
-            if not chosen[here]:
-                continue
             dot = 0.0
             for axis in range(3):
                 dot += (points[after, axis] - points[here, axis]) * (points[before, axis] - points[here, axis])
-            angle = np.arctan2(length, dot)
+            share = np.arctan2(length, dot) / length
             for axis in range(3):
-                sums[here, axis] += angle / length * crossed[face, axis]
+                sums[here, axis] += share * crossed[face, axis]
 
 
 @compiled()
@@ -165,21 +158,22 @@ def edges_of(faces: Array, count: int, edges: Array, sides: Array) -> int:
 
 @compiled()
 def mark_folded(
-    points: Array, faces: Array, crossed: Array, sums: Array, agree: float, thin: float, wrong: Array
+    points: Array, faces: Array, crossed: Array, sums: Array, agree: Array, thin: float, wrong: Array
 ) -> int:
     """Marks triangles that face away from their corners' normals, or whose height is next to nothing; their number.
 
     Args:
         points: `[N, 3]`; faces: `[M, 3]`.
         crossed: cross products of the triangles `[M, 3]`; sums: of them at the vertices `[N, 3]`.
-        agree: least mean cosine, times three; thin: least height relative to the longest side.
+        agree: least sum of cosines of a triangle, at vertices `[N]`: the least of its corners counts.
+        thin: least height relative to the longest side.
         wrong: result `[M]`.
     """
     norms, number = np.empty(len(sums)), 0
     for vertex in range(len(sums)):
         norms[vertex] = max(np.sqrt(sums[vertex, 0] ** 2 + sums[vertex, 1] ** 2 + sums[vertex, 2] ** 2), 1e-300)
     for face in range(len(faces)):
-        dot, longest = 0.0, 0.0
+        dot, longest, least = 0.0, 0.0, np.inf
         length = np.sqrt(crossed[face, 0] ** 2 + crossed[face, 1] ** 2 + crossed[face, 2] ** 2)
         for corner in range(3):
             here, after = faces[face, corner], faces[face, (corner + 1) % 3]
@@ -188,8 +182,8 @@ def mark_folded(
                 along += crossed[face, axis] * sums[here, axis]
                 side += (points[here, axis] - points[after, axis]) ** 2
             dot += along / norms[here]
-            longest = max(longest, side)
-        wrong[face] = dot <= agree * length or length <= thin * longest
+            longest, least = max(longest, side), min(least, agree[here])
+        wrong[face] = dot <= least * length or length <= thin * longest
         number += wrong[face]
     return number
 
