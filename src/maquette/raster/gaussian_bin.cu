@@ -143,24 +143,14 @@ __device__ __forceinline__ uint2 pack_tiles(const Footprint& f, u32 reached, flo
     return make_uint2((u32)(f.y0 * grid.tiles_x + f.x0) | (width - 1) << 26, reached);
 }
 
-constexpr int AT_ONCE = 4;
-constexpr u32 NO_TILE = 0xffffffffu;
-
-// Calls visit(tiles of the view) for the tiles of a Gaussian that are not LARGE_RECTANGLE, AT_ONCE at a time, so that what
-// takes long for one goes on for the others meanwhile; NO_TILE fills up the last ones.
+// Calls visit(tile of the view) for the tiles of a Gaussian that are not LARGE_RECTANGLE.
 template <class Visit>
-__device__ __forceinline__ void for_packed_tiles(uint2 tiles, Grid grid, Visit visit) {
+__device__ __forceinline__ void for_each_packed_tile(uint2 tiles, Grid grid, Visit visit) {
     const u32 first = tiles.x & 0x3ffffffu, width = ((tiles.x >> 26) & 31) + 1;
     const u32 inverse = (65535 + width) / width;  // (i * inverse) >> 16 is i / width for i < 32
-    for (u32 rest = tiles.y; rest;) {
-        u32 some[AT_ONCE];
-#pragma unroll
-        for (int i = 0; i < AT_ONCE; ++i) {
-            const u32 within = __ffs(rest) - 1, row = (within * inverse) >> 16;
-            some[i] = rest ? first + row * grid.tiles_x + (within - row * width) : NO_TILE;
-            rest &= rest - 1;
-        }
-        visit(some);
+    for (u32 rest = tiles.y; rest; rest &= rest - 1) {
+        const u32 within = __ffs(rest) - 1, row = (within * inverse) >> 16;
+        visit(first + row * grid.tiles_x + (within - row * width));
     }
 }
 
@@ -334,18 +324,12 @@ write_pairs(const float4* __restrict__ records, const Ranked* __restrict__ seen,
     const uint2 own = n < count ? tiles[(size_t)bv * count + n] : make_uint2(0, 0);
     const u32 slot = seen[(size_t)blockIdx.x * 8 + (threadIdx.x >> 5)].number(threadIdx.x);
     cursors += (size_t)(blockIdx.x % COPIES) * tiles_of_all + (size_t)bv * (grid.tiles_x * grid.tiles_y);
-    const auto place_in = [=](u32 tile) { return tile == NO_TILE ? capacity : atomicAdd(cursors + tile, 1u); };
+    const auto write = [=](u32 tile, u32 record) {
+        const u32 place = atomicAdd(cursors + tile, 1u);
+        if (place < capacity) pairs[place] = record;
+    };
     const bool large = own.x & LARGE_RECTANGLE;
-    if (!large) {
-        for_packed_tiles(own, grid, [=](const u32* some) {
-            u32 places[AT_ONCE];
-#pragma unroll
-            for (int i = 0; i < AT_ONCE; ++i) places[i] = place_in(some[i]);
-#pragma unroll
-            for (int i = 0; i < AT_ONCE; ++i)
-                if (places[i] < capacity) pairs[places[i]] = slot;
-        });
-    }
+    if (!large) for_each_packed_tile(own, grid, [=](u32 tile) { write(tile, slot); });
     if (!__any_sync(FULL_WARP, large)) return;
     Footprint f = {};
     if (large) {
@@ -353,10 +337,7 @@ write_pairs(const float4* __restrict__ records, const Ranked* __restrict__ seen,
         f = footprint(__ldg(record), __ldg(record + 1), __uint_as_float(own.y), grid);
     }
     f.payload = slot;
-    for_each_tile(large, f, grid, [=](u32 tile, u32, u32 record) {
-        const u32 place = place_in(tile);
-        if (place < capacity) pairs[place] = record;
-    });
+    for_each_tile(large, f, grid, [=](u32 tile, u32, u32 record) { write(tile, record); });
 }
 
 // Numbers the rows of gradients of every part, given the bits of those slots that have one. The rows of the slots of a

@@ -270,11 +270,11 @@ blend_backward(const float4* __restrict__ records, const float* __restrict__ col
     Fragments& fragments = s.fragments[warp];
     u32 next = tile.start + tid < tile.end ? pairs[tile.start + tid] : 0;
     u32 after = tile.start + BATCH + tid < tile.end ? pairs[tile.start + BATCH + tid] : 0;
-    Ranked near = rows[next >> 5];
     for (u32 first = tile.start; first < tile.end; first += BATCH) {
         if (__syncthreads_and(upper.done() && lower.done())) break;
         if (first + tid < tile.end) {
             stage_pair(s.stage, tid, next, records, colors, first_color, tile);
+            const Ranked near = rows[next >> 5];
             const u32 row = near.number(next);
             s.rows[tid] = row;
             if (!near.has(next) || row >= row_limit) s.stage.quadrants[tid] = 0;
@@ -282,10 +282,7 @@ blend_backward(const float4* __restrict__ records, const float* __restrict__ col
             s.stage.quadrants[tid] = 0;
         }
         next = after;
-        if (first + BATCH + tid < tile.end) {
-            prefetch_record(records, next);
-            near = rows[next >> 5];
-        }
+        if (first + BATCH + tid < tile.end) prefetch_record(records, next);
         if (first + 2 * BATCH + tid < tile.end) after = pairs[first + 2 * BATCH + tid];
         __syncthreads();
         const int length = list_reaching(s.stage, warp, lane);
