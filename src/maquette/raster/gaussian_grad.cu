@@ -128,20 +128,17 @@ project_backward(const float* __restrict__ means, const float4* __restrict__ qua
     const Axes axes = scaled_axes(q, factors);
     const u32 lane = threadIdx.x & 31;
     const Ranked* next = seen + (size_t)b * views * warps_per_view + (n >> 5);
-    const Ranked none = {0, 0};
-    const auto rows_near = [=](Ranked of) { return of.has(lane) ? rows[of.number(lane) >> 5] : none; };
-    Ranked coming = *next, coming_rows = rows_near(coming), later = none;
-    if (views > 1) later = next[warps_per_view];
+    Ranked coming = *next;
     for (int view = 0; view < views; ++view) {
-        const Ranked here = coming, near = coming_rows;
-        coming = later;
-        coming_rows = rows_near(coming);  // on its way while this view is worked on, as the slots of the view after it are
+        const Ranked here = coming;
         next += warps_per_view;
-        later = view + 2 < views ? next[warps_per_view] : none;
+        if (view + 1 < views) coming = *next;  // on its way while this view is worked on
         if (!here.has(lane)) continue;
         const u32 slot = here.number(lane);
+        const Ranked near = rows[slot >> 5];
+        if (!near.has(slot)) continue;
         const size_t row = near.number(slot);
-        if (!near.has(slot) || row >= row_limit) continue;
+        if (row >= row_limit) continue;
         reached = true;
         add_view(sum, load_camera(world_to_camera, intrinsics, b * views + view), mean, axes, width, height,
                  antialiased, __ldg(eight + 2 * row), __ldg(eight + 2 * row + 1), __ldg(two + row));

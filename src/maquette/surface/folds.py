@@ -10,8 +10,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from maquette.raster.cpu_jit import kernel_threads
 from maquette.surface import mesh_kernels
-from maquette.surface.manifold import Doubles, Faces, same_rows, topology, unique_edges
+from maquette.surface.manifold import Doubles, Faces, same_rows, topology, touching, unique_edges
 from maquette.surface.remesh import Patch, remeshed
 from maquette.surface.thickness import ThinGuard
 
@@ -55,11 +56,14 @@ def folded(points: Doubles, faces: Faces, sheets: NDArray[np.bool_] | None = Non
     """
     points = np.ascontiguousarray(points)
     crossed, sums, wrong = cross_products(points, faces), np.zeros((len(points), 3)), np.empty(len(faces), np.bool_)
-    mesh_kernels.angle_sums(points, faces, crossed, sums)
     agree = np.full(len(points), _AGREE)
     if sheets is not None:
         agree[~sheets] = _AGREE_ON_SOLIDS
-    mesh_kernels.mark_folded(points, faces, crossed, sums, agree, _THIN, wrong)
+    weights = np.empty((len(faces), 3))
+    with kernel_threads():
+        mesh_kernels.angle_weights(points, faces, crossed, weights)
+        mesh_kernels.weighted_corner_sums(faces, crossed, weights, sums)
+        mesh_kernels.mark_folded(points, faces, crossed, sums, agree, _THIN, wrong)
     return wrong
 
 
@@ -90,7 +94,7 @@ def without_folding(points: Doubles, shift: Doubles, faces: Faces, sheets: NDArr
         # The verdict on a triangle depends on the normals of its corners, and so on the triangles around them.
         near = np.zeros(len(points), bool)
         near[faces[wrong].reshape(-1)] = True
-        near[faces[near[faces].any(axis=1)].reshape(-1)] = True
+        near[faces[touching(faces, near)].reshape(-1)] = True
         held |= near
         shifted = np.where(held[:, None], points, shifted)
     return points
@@ -127,7 +131,7 @@ def mended(patch: Patch, guard: ThinGuard | None = None) -> Patch:
         # Files keep positions as float32: vertices must not fall together there.
         single = points.astype(np.float32).astype(np.float64)
         wrong = folded(single, patch.faces, _sheets(patch, guard))
-        wrong &= ~patch.frozen[patch.faces].any(axis=1)
+        wrong &= ~touching(patch.faces, patch.frozen)
         if not wrong.any() and topology(single, patch.faces).watertight:
             break
         patch = cut_folds(patch, attempt // 2, guard) if attempt % 2 else remeshed(patch)
@@ -148,7 +152,7 @@ def cut_folds(patch: Patch, rings: int, guard: ThinGuard | None = None) -> Patch
     for _ in range(rings):
         touched = np.zeros(len(points), bool)
         touched[patch.faces[gone].reshape(-1)] = True
-        gone = np.logical_or(gone, touched[patch.faces].any(axis=1))
+        gone = np.logical_or(gone, touching(patch.faces, touched))
     locked: NDArray[np.bool_] = patch.frozen[patch.faces].sum(axis=1) > 0
     specks = _specks(points, patch.faces, locked)
     gone = (gone | specks) & ~locked
@@ -190,7 +194,7 @@ def _without_small_parts(patch: Patch) -> Patch:
     number, part = _parts(patch.faces, len(patch.state))
     large = np.bincount(part, minlength=number) >= _LEAST_TRIANGLES
     frozen = np.zeros(number, bool)
-    frozen[part[patch.frozen[patch.faces].any(axis=1)]] = True
+    frozen[part[touching(patch.faces, patch.frozen)]] = True
     kept = (large | frozen)[part]
     return Patch(patch.state, patch.faces[kept], patch.frozen) if kept.any() else patch
 

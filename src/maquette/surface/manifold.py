@@ -93,6 +93,13 @@ def unique_edges(faces: Faces) -> tuple[Faces, Faces]:
     return edges[:count], sides
 
 
+def touching(faces: Faces, chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Triangles `[M]` with a corner among the chosen vertices `[N]`; faces: `[M, 3]`."""
+    marked = np.empty(len(faces), np.bool_)
+    mesh_kernels.mark_touching(faces, chosen, marked)
+    return marked
+
+
 def _connected(first: NDArray[Any], second: NDArray[Any], count: int) -> tuple[int, NDArray[np.int64]]:
     """Number and labels of the parts of a graph with `count` nodes."""
     from scipy import sparse

@@ -1,7 +1,8 @@
-"""Passes over triangle meshes on the CPU (Numba): edges, normals, folds. One thread, the order of sums fixed."""
+"""Passes over triangle meshes on the CPU (Numba): edges, normals, folds. The order of sums is fixed."""
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 
 from maquette.raster.cpu_jit import Array, compiled
@@ -28,25 +29,38 @@ def corner_sums(faces: Array, values: Array, sums: Array) -> None:
                 sums[faces[face, corner], axis] += values[face, axis]
 
 
-@compiled()
-def angle_sums(points: Array, faces: Array, crossed: Array, sums: Array) -> None:
-    """Adds the unit normals of triangles, times their angles there, to the `sums` `[N, 3]` of their corners.
+@compiled(parallel=True)
+def angle_weights(points: Array, faces: Array, crossed: Array, weights: Array) -> None:
+    """Angles of triangles at their corners over the lengths of their cross products, 0 for those without area.
 
     Args:
         points: `[N, 3]`; faces: `[M, 3]`; crossed: cross products of the triangles `[M, 3]`.
+        weights: result `[M, 3]`.
     """
-    for face in range(len(faces)):
+    for face in numba.prange(len(faces)):
         length = np.sqrt(crossed[face, 0] ** 2 + crossed[face, 1] ** 2 + crossed[face, 2] ** 2)
-        if length == 0.0:
-            continue
         for corner in range(3):
             here, after, before = faces[face, corner], faces[face, (corner + 1) % 3], faces[face, (corner + 2) % 3]
             dot = 0.0
             for axis in range(3):
                 dot += (points[after, axis] - points[here, axis]) * (points[before, axis] - points[here, axis])
-            share = np.arctan2(length, dot) / length
+            weights[face, corner] = np.arctan2(length, dot) / length if length > 0.0 else 0.0
+
+
+@compiled()
+def weighted_corner_sums(faces: Array, values: Array, weights: Array, sums: Array) -> None:
+    """Adds a vector per triangle `[M, 3]`, times its weight there `[M, 3]`, to the `sums` `[N, 3]` of its corners."""
+    for face in range(len(faces)):
+        for corner in range(3):
             for axis in range(3):
-                sums[here, axis] += share * crossed[face, axis]
+                sums[faces[face, corner], axis] += weights[face, corner] * values[face, axis]
+
+
+@compiled()
+def mark_touching(faces: Array, chosen: Array, touching: Array) -> None:
+    """Marks `[M]` the triangles `[M, 3]` with a corner among the chosen vertices `[N]`."""
+    for face in range(len(faces)):
+        touching[face] = chosen[faces[face, 0]] or chosen[faces[face, 1]] or chosen[faces[face, 2]]
 
 
 @compiled()
@@ -156,11 +170,11 @@ def edges_of(faces: Array, count: int, edges: Array, sides: Array) -> int:
     return number
 
 
-@compiled()
+@compiled(parallel=True)
 def mark_folded(
     points: Array, faces: Array, crossed: Array, sums: Array, agree: Array, thin: float, wrong: Array
-) -> int:
-    """Marks triangles that face away from their corners' normals, or whose height is next to nothing; their number.
+) -> None:
+    """Marks triangles that face away from their corners' normals, or whose height is next to nothing.
 
     Args:
         points: `[N, 3]`; faces: `[M, 3]`.
@@ -169,10 +183,10 @@ def mark_folded(
         thin: least height relative to the longest side.
         wrong: result `[M]`.
     """
-    norms, number = np.empty(len(sums)), 0
-    for vertex in range(len(sums)):
+    norms = np.empty(len(sums))
+    for vertex in numba.prange(len(sums)):
         norms[vertex] = max(np.sqrt(sums[vertex, 0] ** 2 + sums[vertex, 1] ** 2 + sums[vertex, 2] ** 2), 1e-300)
-    for face in range(len(faces)):
+    for face in numba.prange(len(faces)):
         dot, longest, least = 0.0, 0.0, np.inf
         length = np.sqrt(crossed[face, 0] ** 2 + crossed[face, 1] ** 2 + crossed[face, 2] ** 2)
         for corner in range(3):
@@ -184,8 +198,6 @@ def mark_folded(
             dot += along / norms[here]
             longest, least = max(longest, side), min(least, agree[here])
         wrong[face] = dot <= least * length or length <= thin * longest
-        number += wrong[face]
-    return number
 
 
 @compiled()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from maquette.raster.cpu_jit import kernel_threads
 from maquette.surface import mesh_kernels, thickness_kernels
 from maquette.surface.fusion import smooth_normals
-from maquette.surface.manifold import Doubles, Faces
+from maquette.surface.manifold import Doubles, Faces, touching
 from maquette.surface.remesh import Patch
 
 _OPPOSED = 0.3
@@ -58,7 +58,7 @@ class ThinPlaces:
         near = found.copy()
         near[self.faces[self.hit[found]].reshape(-1)] = True
         # One triangle more, for the normals at a rim lead along the sheet and meet nothing.
-        near[self.faces[near[self.faces].any(axis=1)].reshape(-1)] = True
+        near[self.faces[touching(self.faces, near)].reshape(-1)] = True
         return near
 
     def kept(self, points: Doubles, shift: Doubles, freedom: Doubles | float = 1.0) -> Doubles:
@@ -89,7 +89,7 @@ def thin_places(
         chosen: `[N]`; what lies opposite must have one of them as a corner.
         least: thickness to keep, in world units; opposite sides are looked for up to six times as far.
     """
-    looked_at = np.flatnonzero(chosen[all_faces].any(axis=1))
+    looked_at = np.flatnonzero(touching(all_faces, chosen))
     faces = all_faces[looked_at]
     reach, crossed = _REACH * least, np.empty((len(faces), 3))
     mesh_kernels.cross(points, faces, crossed)
