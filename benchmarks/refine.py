@@ -59,6 +59,8 @@ IDS = (
     "kaykit-medieval-mountain_a",
     "kenney-2019-furniture_pack-loungechair",
 )
+COARSE = 32
+"""Points a side of a coarse start, for comparison."""
 SEEN_SHARE, SEEN_EVERY = 0.95, 7
 """Of the surface that the 8 views show, at least, and which of the test objects with that are taken."""
 CEILINGS = Path(__file__).parent / "results" / "refine_ceiling.json"
@@ -190,6 +192,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             start = hull_mesh(maps) if args.start == "hull" else ball
             row = measure(asset.info.id, truth, start, maps.to(args.device), args.steps, args.meshes, not args.no_carve)
             row["ball_chamfer"] = compare_surfaces(ball, truth)[0]
+            row["coarse_chamfer"] = compare_surfaces(hull_mesh(maps, resolution=COARSE), truth)[0]
             rows.append({key: float(v) if isinstance(v, np.floating) else v for key, v in row.items()})
             print(rows[-1], file=sys.stderr, flush=True)
     return {
@@ -220,6 +223,8 @@ def table(document: dict[str, Any]) -> str:
         f"{document['steps']} steps, {len(rows)} test objects{chosen}; {where['device']}, commit {commits}, "
         f"{where['date']}, load average up to {document['load_average']:.0f}",
         "",
+        f"Coarse: marching cubes of the same hull with {COARSE} points a side, for comparison.",
+        "",
         "Normals: normal consistency. All: the whole surface of the true asset, insides too (the figure of the bar). "
         "Outside: without points of the true surface that none of 64 views from outside sees. Shown: only points of "
         "the true surface that at least one of the 8 given views sees (their share beside it); the points of the "
@@ -229,10 +234,10 @@ def table(document: dict[str, Any]) -> str:
         "corners' normals weighted by angles, which do not depend on how the surface is cut. By area: that face away "
         "from those weighted by area, where the rims of thin sheets count too.",
         "",
-        "| object | Chamfer ball | start | carved | after | floor | normals start | after, all | ceiling | outside "
+        "| object | Chamfer ball | coarse | start | carved | after | floor | normals start | after, all | ceiling | outside "
         "| ceiling | shown | ceiling | share shown | watertight | folded | by area | seconds | CPU seconds "
         "| triangles |",
-        "| --- |" + " ---: |" * 13 + " --- |" + " ---: |" * 5,
+        "| --- |" + " ---: |" * 14 + " --- |" + " ---: |" * 5,
     ]
     ceilings = CEILINGS if CEILINGS.is_file() else None
     known = {} if ceilings is None else {r["object"]: r for r in json.loads(ceilings.read_text())["objects"]}
@@ -242,7 +247,7 @@ def table(document: dict[str, Any]) -> str:
         return "" if value is None else f"{value:.3f}"
 
     lines += [
-        f"| {r['object']} | {r['ball_chamfer']:.4f} | {r['chamfer_before']:.4f} | {r['chamfer_carved']:.4f} | "
+        f"| {r['object']} | {r['ball_chamfer']:.4f} | {r['coarse_chamfer']:.4f} | {r['chamfer_before']:.4f} | {r['chamfer_carved']:.4f} | "
         f"{r['chamfer']:.4f} | {r['chamfer_floor']:.4f} | {r['normals_before']:.3f} | {r['normals']:.3f} | "
         f"{ceiling(r, 'all')} | {r['visible_normals']:.3f} | {ceiling(r, 'outside')} | "
         f"{r['shown_normals']:.3f} | {ceiling(r, 'shown')} | {r['shown_share']:.2f} | "
@@ -251,12 +256,14 @@ def table(document: dict[str, Any]) -> str:
         for r in rows
     ]
     mean = {key: np.mean([row[key] for row in rows]) for key in ("normals", "visible_normals", "shown_normals")}
-    from_ball, from_start = (
-        np.array([row[key] / row["chamfer"] for row in rows]) for key in ("ball_chamfer", "chamfer_before")
+    from_ball, from_coarse, from_start = (
+        np.array([row[key] / row["chamfer"] for row in rows])
+        for key in ("ball_chamfer", "coarse_chamfer", "chamfer_before")
     )
     lines += [
         "",
-        f"Chamfer distance is {from_ball.mean():.1f} times (least {from_ball.min():.1f}) under that of the ball and "
+        f"Chamfer distance is {from_ball.mean():.1f} times (least {from_ball.min():.1f}) under that of the ball, "
+        f"{from_coarse.mean():.1f} times (least {from_coarse.min():.1f}) under that of the coarse hull and "
         f"{from_start.mean():.1f} times (least {from_start.min():.1f}) under that of the start. Mean normal "
         f"consistency: {mean['normals']:.3f} all, {mean['visible_normals']:.3f} outside, {mean['shown_normals']:.3f} "
         "shown; "
