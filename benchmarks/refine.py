@@ -234,8 +234,8 @@ def table(document: dict[str, Any]) -> str:
         "corners' normals weighted by angles, which do not depend on how the surface is cut. By area: that face away "
         "from those weighted by area, where the rims of thin sheets count too.",
         "",
-        "| object | Chamfer ball | coarse | start | carved | after | floor | normals start | after, all | ceiling | outside "
-        "| ceiling | shown | ceiling | share shown | watertight | folded | by area | seconds | CPU seconds "
+        "| object | Chamfer ball | coarse | start | carved | after | floor | normals start | after, all | ceiling "
+        "| outside | ceiling | shown | ceiling | share shown | watertight | folded | by area | seconds | CPU seconds "
         "| triangles |",
         "| --- |" + " ---: |" * 14 + " --- |" + " ---: |" * 5,
     ]
@@ -247,7 +247,8 @@ def table(document: dict[str, Any]) -> str:
         return "" if value is None else f"{value:.3f}"
 
     lines += [
-        f"| {r['object']} | {r['ball_chamfer']:.4f} | {r['coarse_chamfer']:.4f} | {r['chamfer_before']:.4f} | {r['chamfer_carved']:.4f} | "
+        f"| {r['object']} | {r['ball_chamfer']:.4f} | {r['coarse_chamfer']:.4f} | {r['chamfer_before']:.4f} | "
+        f"{r['chamfer_carved']:.4f} | "
         f"{r['chamfer']:.4f} | {r['chamfer_floor']:.4f} | {r['normals_before']:.3f} | {r['normals']:.3f} | "
         f"{ceiling(r, 'all')} | {r['visible_normals']:.3f} | {ceiling(r, 'outside')} | "
         f"{r['shown_normals']:.3f} | {ceiling(r, 'shown')} | {r['shown_share']:.2f} | "
