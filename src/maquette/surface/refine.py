@@ -136,8 +136,9 @@ def refine(
         rate = options.rate * _LAST_RATE**share
         views = torch.randperm(maps.cameras.batch_shape[0], generator=generator)[: options.views_per_step]
         gradient, shown = _gradient(patch, small.cameras[views], wanted[views], flat=share >= _FLAT_FROM)
-        patch.state[:, _SHOWN] += (1 - _REMEMBERED) * (_at_vertices(shown, patch) - patch.state[:, _SHOWN])
-        patch = _moved(patch, gradient, step + 1, rate, options, _edge_limits(options, share, scale), guard)
+        patch = _moved(
+            _told(patch, shown), gradient, step + 1, rate, options, _edge_limits(options, share, scale), guard
+        )
         patch = unfolded(remeshed(patch), 1, guard)
         if share >= _MEND_FROM and step % _MEND_EVERY == 0:
             patch = cut_folds(patch, 0, guard)
@@ -270,6 +271,13 @@ def _edge_limits(options: RefineOptions, share: float, scale: float) -> tuple[fl
     low, high = options.edge_lengths
     last = min(high, _FINE * low)
     return low * scale, high * (last / high) ** min(1.0, share / _FINE_FROM) * scale
+
+
+def _told(patch: Patch, shown: Doubles) -> Patch:
+    """The patch with what the maps show of its triangles `[M, 2]` (a sum and the pixels) added to what was known."""
+    state = patch.state.copy()
+    state[:, _SHOWN] += (1 - _REMEMBERED) * (_at_vertices(shown, patch) - state[:, _SHOWN])
+    return patch.with_state(state)
 
 
 def _moved(
