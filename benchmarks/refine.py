@@ -1,10 +1,10 @@
-"""Measures refinement by normals: python benchmarks/refine.py --assets DIR [-o DIR] [--seen] [--start hull|ball].
+"""Measures refinement by normals: python benchmarks/refine.py --assets DIR [-o DIR] [--seen [--every N]] [...].
 
 Starts from a ball, or from marching cubes of the visual hull of the 8 masks, and takes the true normals of 8 views
 around every object, turn by turn 45 degrees from above and 30 from below. From the hull, the first stage carves it by
 the depth that the normals imply, as `maquette refine` does without a mesh; --no-carve leaves that out.
-Ten mixed test objects, among them some that hide half of their surface; with --seen every seventh of the test objects
-whose surface the 8 views show (95 %).
+Ten mixed test objects, among them some that hide half of their surface; with --seen every seventh (or --every N) of the
+test objects whose surface the 8 views show (95 %). --start ball starts from a ball.
 --collect DIR... makes one table of the results of several runs (one object each, say), without measuring.
 """
 
@@ -67,7 +67,7 @@ CEILINGS = Path(__file__).parent / "results" / "refine_ceiling.json"
 AZIMUTHS, ELEVATIONS = [45.0 * i for i in range(8)], [-30.0, 45.0] * 4
 
 
-def seen_ids(assets: Path) -> tuple[str, ...]:
+def seen_ids(assets: Path, every: int) -> tuple[str, ...]:
     """Test objects whose surface the views show, thinned out; chosen without a look at any refinement."""
     cameras, found = Cameras.orbit(AZIMUTHS, ELEVATIONS, height=1024, width=1024), []
     with open_assets(assets, split="test") as listed:
@@ -75,7 +75,7 @@ def seen_ids(assets: Path) -> tuple[str, ...]:
             truth = normalized(asset.read_mesh())
             if seen_by(truth, sample_points(truth, 50_000, 0).numpy(), cameras).mean() >= SEEN_SHARE:
                 found.append(asset.info.id)
-    return tuple(found[::SEEN_EVERY])
+    return tuple(found[::every])
 
 
 def true_maps(truth: Mesh, size: int) -> NormalMaps:
@@ -146,6 +146,7 @@ def main() -> None:
     parser.add_argument("--assets", type=Path, required=True)
     parser.add_argument("--ids", nargs="+", help="objects to take instead")
     parser.add_argument("--seen", action="store_true", help="objects whose surface the views show")
+    parser.add_argument("--every", type=int, default=SEEN_EVERY, help="with --seen: every so many of them")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--start", choices=("hull", "ball"), default="hull")
@@ -157,12 +158,13 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
     args.no_carve |= args.start == "ball"
-    name = f"refine_{'seen_' if args.seen else ''}{torch.device(args.device).type}"
+    part = "" if args.every == SEEN_EVERY else f"every{args.every}_"
+    name = f"refine_{'seen_' + part if args.seen else ''}{torch.device(args.device).type}"
     if args.collect:
         parts = [json.loads((folder / f"{name}.json").read_text()) for folder in args.collect]
         document = parts[0] | {"objects": [row for part in parts for row in part["objects"]]}
         document["load_average"] = max(part["load_average"] for part in parts)
-        for key in ("steps", "size", "start", "carve", "seen"):
+        for key in ("steps", "size", "start", "carve", "seen", "every"):
             if any(part[key] != document[key] for part in parts):
                 raise SystemExit(f"the runs differ in {key}")
         document["commits"] = sorted({part["machine"]["commit"] for part in parts})
@@ -178,7 +180,7 @@ def main() -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     load, warm = os.getloadavg()[0], 0.0
     rows: list[dict[str, Any]] = []
-    ids = args.ids or (seen_ids(args.assets) if args.seen else IDS)
+    ids = args.ids or (seen_ids(args.assets, args.every) if args.seen else IDS)
     with open_assets(args.assets, ids=tuple(ids)) as listed:
         for asset in listed.assets:
             truth = normalized(asset.read_mesh())
@@ -203,6 +205,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "start": args.start,
         "carve": not args.no_carve,
         "seen": args.seen,
+        "every": args.every,
         "warm_up_seconds": warm,
         "objects": rows,
     }
@@ -212,11 +215,8 @@ def table(document: dict[str, Any]) -> str:
     where, rows = document["machine"], document["objects"]
     commits = ", ".join(document.get("commits", [where["commit"]]))
     carved = ", first carved by the depth that the normals imply," if document["carve"] else ""
-    chosen = (
-        f", every {SEEN_EVERY}th of those whose surface the 8 views show ({SEEN_SHARE:.0%} of it at least)"
-        if document["seen"]
-        else ""
-    )
+    share = "" if document.get("every") == 1 else f"one in {document.get('every')} "
+    chosen = f", {share}of those whose surface the 8 views show ({SEEN_SHARE:.0%} of it)" if document["seen"] else ""
     starts = {"hull": "marching cubes of the visual hull of the 8 masks (72 points a side)", "ball": "a ball"}
     lines = [
         f"Refinement of {starts[document['start']]}{carved} by the true normals of 8 views of {document['size']} px, "
